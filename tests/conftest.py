@@ -1,0 +1,106 @@
+"""Shared by all tests: run a script as a user does, and find the real corpora (NER_CORPORA), unpacked once."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPORA = Path(os.environ.get("NER_CORPORA", ROOT.parent / "shared" / "corpora"))
+
+
+def pytest_configure(config):
+    # One thread: the suite shares two cores, and two OpenMP threads collapse when anything else runs.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory):
+    """Run `python SCRIPT ARGS` in a new process and another working directory."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(script, *args, cwd=elsewhere, timeout=600, **environment):
+        command = [sys.executable, str(ROOT / script), *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, timeout=timeout,
+                              env={**os.environ, **environment})  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Return the folder of a real corpus, its archives unpacked; skip the test where the corpora are absent."""
+    unpacked = {}
+
+    def folder(name, archive=None):
+        if not (CORPORA / name).is_dir():
+            pytest.skip(f"corpus {name} not found in {CORPORA}; set NER_CORPORA to the folder of the real corpora")
+        if archive is None:
+            return CORPORA / name
+        if (name, archive) not in unpacked:
+            unpacked[name, archive] = unpack(CORPORA / name / archive, tmp_path_factory.mktemp(name))
+        return unpacked[name, archive]
+
+    return folder
+
+
+def unpack(archive, target):
+    """Unpack a .zip or .tar.xz; members that would leave `target` are refused."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:
+            for name in file.namelist():
+                if not (target / name).resolve().is_relative_to(target.resolve()):
+                    raise ValueError(f"{archive}: {name} leaves the folder")
+            file.extractall(target)
+    else:
+        with tarfile.open(archive) as file:
+            file.extractall(target, filter="data")
+    return target
+
+
+@pytest.fixture(scope="session")
+def rare_en(cli, tmp_path_factory):
+    """data/rare_en as records: a folder with train, dev and test as .jsonl and .iob."""
+    folder = tmp_path_factory.mktemp("rare_en")
+    done = cli("brat2iob.py", "--input", ROOT / "data" / "rare_en", "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """Folders of tiny random models with tokenizers trained on data/rare_en: WordPiece (BERT) and byte-level BPE."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+    torch.manual_seed(0)
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "data" / "rare_en" / "train").glob("*.txt"))]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    sizes = {"vocab_size": 800, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 96, "max_position_embeddings": 130, "pad_token_id": 0}  # fmt: skip
+    folders = {}
+    for name, config, model in (("bert", BertConfig, BertForMaskedLM), ("bpe", RobertaConfig, RobertaForMaskedLM)):
+        if name == "bert":
+            tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+            tokenizer.normalizer = normalizers.BertNormalizer()
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=special)
+        else:
+            tokenizer = Tokenizer(models.BPE())
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            alphabet = pre_tokenizers.ByteLevel.alphabet()
+            trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=special, initial_alphabet=alphabet)
+        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+        names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
+        folders[name] = tmp_path_factory.mktemp(f"tiny_{name}")
+        fast.save_pretrained(folders[name])
+        model(config(**sizes)).save_pretrained(folders[name])
+    return folders

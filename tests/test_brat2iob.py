@@ -1,0 +1,899 @@
+"""brat2iob.py: refusals as users meet them, golden files, properties of random documents, real corpora, sentences."""
+
+import gzip
+import itertools
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import brat2iob
+from utils import fragments, is_iob, read_records, tag_spans
+
+GOLDEN = Path(__file__).parent / "golden"
+PROPERTY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+OVERLAPS = ["longest", "shortest", "first", "last"]
+STAND_INS = ["drop", "hull", "first", "longest", "split"]
+
+
+def write(folder, files):
+    """Write {relative name: text or bytes}; return the folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def outputs(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def errors(done):
+    """The error lines of a finished run; there is no traceback."""
+    assert "Traceback" not in done.stderr, done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("error:")]
+
+
+# ---------------------------------------------------------------------------- refusals, on the command line
+
+FINE = "".join(f"word\tO\nfever\tB-X\n{'' if i % 3 else chr(10)}" for i in range(3000))
+BAD_IOB = {  # name of the input: (content, where the error is, a word of it)
+    "empty.iob": ("", "", "no token"),
+    "blank.iob": ("\n \n\n", "", "no token"),
+    "binary.iob": (bytes(range(256)), ":1", "binary"),
+    "utf16.tsv": ("a\tO\n".encode("utf-16"), ":1", "NUL"),
+    "latin.iob": (b"a\tO\nni\xf1o\tO\n", ":2", "not UTF-8"),
+    "empty_tag.iob": ("a\tO\nb\t\n", ":2", "empty tag"),
+    "prefix.iob": ("a\tO\n\nb\tX-D\n", ":3", "unknown tag"),
+    "columns.iob": ("a\tO\nb\tNN\tB-D\n", ":2", "3 columns"),
+    "one.conll": ("a\tO\nb\n", ":2", "one column"),
+    "late.iob": (FINE + "b\tX-D\n", ":7001", "unknown tag"),
+    "cut.iob.gz": (gzip.compress(FINE.encode())[:-30], ":", "gzip"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IOB)
+def test_a_bad_iob_file_gives_one_line_and_no_output(cli, tmp_path, name):
+    content, line, says = BAD_IOB[name]
+    write(tmp_path, {name: content})
+    done = cli("brat2iob.py", "--input", tmp_path / name, "--output_dir", tmp_path / "out")
+    assert done.returncode == 1 and done.stdout == ""
+    (error,) = errors(done)
+    assert error.startswith(f"error: {tmp_path / name}{line}") and says in error
+    assert outputs(tmp_path) == [name]
+
+
+BAD_BRAT = [
+    ({"a.txt": "abc"}, "", "no .ann"),
+    ({"a.txt": "abc def", "a.ann": "T1\tA 0 3\tabc\nT2\tA 4 9\tdef\n"}, "/a.ann:2", "not a span"),
+    ({"a.txt": "abc", "a.ann": "T1\tA 2 1\tb\n"}, "/a.ann:1", "not a span"),
+    ({"a.txt": "abc", "a.ann": "T1\tA x 1\tb\n"}, "/a.ann:1", "TYPE START END"),
+    ({"a.txt": "abc", "a.ann": "T1\tA B 0 1\ta\n"}, "/a.ann:1", "TYPE START END"),
+    ({"a.txt": bytes(range(256)), "a.ann": ""}, "/a.txt:", "not UTF-8"),
+    ({"a.txt": "ab\n\0c", "a.ann": ""}, "/a.txt:2", "NUL"),
+    ({"a.txt": "a\nni\xf1o".encode("cp1252"), "a.ann": ""}, "/a.txt:2", "--encoding cp1252"),
+    ({"a.txt": "abc", "a.ann": b"\xff\x00\x01"}, "/a.ann:", ""),
+    ({"a.txt": "abc", "a.ann": f"T1\tA 0 {'9' * 5000}\tabc\n"}, "/a.ann:1", ""),
+    ({"a.ann": "T1\tA 0 1\ta\n"}, "/a.ann", "no .txt"),
+]
+
+
+@pytest.mark.parametrize("files, where, says", BAD_BRAT)
+def test_a_bad_brat_folder_gives_one_line_and_no_output(cli, tmp_path, files, where, says):
+    write(tmp_path / "in", files)
+    done = cli("brat2iob.py", "--input", tmp_path / "in", "--output_dir", tmp_path / "out", "--report", tmp_path / "r")
+    assert done.returncode == 1 and done.stdout == ""
+    (error,) = errors(done)
+    assert error.startswith(f"error: {tmp_path / 'in'}{where}") and says in error
+    assert [name for name in outputs(tmp_path) if name != "r"] == [f"in/{name}" for name in sorted(files)]
+
+
+@pytest.mark.parametrize("files", [{"notes.md": "x"}, {}])
+@pytest.mark.parametrize("name", ["missing.iob", "missing", "in", "in/notes.md"])
+def test_a_path_that_holds_nothing_to_read_is_refused(cli, tmp_path, files, name):
+    write(tmp_path / "in", {"sub/x.csv": "x", **files})
+    done = cli("brat2iob.py", "--input", tmp_path / name, "--output_dir", tmp_path / "out")
+    (error,) = errors(done)
+    assert done.returncode == 1 and error.startswith(f"error: {tmp_path / name}:") and not (tmp_path / "out").exists()
+
+
+def test_a_broken_json_line_is_named_by_the_judge(cli, tmp_path):
+    write(tmp_path, {"good.jsonl": '{"id": "a", "text": "x"}\n', "bad.jsonl": '{"id": "a", "text": "x"}\n{broken\n'})
+    done = cli("ner_eval.py", "--gold", tmp_path / "good.jsonl", "--pred", tmp_path / "bad.jsonl",
+               "--output_file", tmp_path / "m.json")  # fmt: skip
+    (error,) = errors(done)
+    assert done.returncode == 1 and error.startswith(f"error: {tmp_path / 'bad.jsonl'}:2: not JSON")
+    assert outputs(tmp_path) == ["bad.jsonl", "good.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--bogus", "1"],
+        ["--unit", "word"],
+        ["--overlap", "most"],
+        ["--out", "x"],
+        ["--overlap", "layers", "--discontinuous", "hull"],
+        ["extra"],
+        ["--encoding", "nonsense"],
+        ["--encoding", "base64"],
+    ],
+)
+def test_usage_errors_exit_2(cli, tmp_path, flags):
+    write(tmp_path / "in", {"a.txt": "abc", "a.ann": ""})
+    done = cli("brat2iob.py", "--input", tmp_path / "in", "--output_dir", tmp_path / "out", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    assert cli("brat2iob.py").returncode == 2
+
+
+def test_a_broken_document_is_left_out_and_the_others_are_converted(cli, tmp_path):
+    files = {
+        "a.txt": "abc def",
+        "a.ann": "T1\tA 0 3\tabc\nT2\tA 4 9\tdef\n",
+        "b.txt": "abc def",
+        "b.ann": "T1\tA 4 7\tdef\n",
+    }
+    write(tmp_path / "in", files)
+    done = cli("brat2iob.py", "--input", tmp_path / "in", "--output_dir", tmp_path / "out")
+    (error,) = errors(done)
+    assert done.returncode == 1 and error.startswith(f"error: {tmp_path}/in/a.ann:2: T2 A 4-9: not a span")
+    (record,) = read_records(tmp_path / "out" / "in.jsonl")
+    assert record["doc_id"] == "b" and [e["text"] for e in record["entities"]] == ["def"]
+    assert outputs(tmp_path / "out") == ["in.iob", "in.iob.run.json", "in.jsonl", "in.jsonl.run.json"]
+    assert outputs(tmp_path / "in") == sorted(files)  # nothing is ever written into the input
+
+
+def test_missing_annotations_are_not_an_empty_gold(cli, tmp_path):
+    write(tmp_path / "in", {"a.txt": "abc", "b.txt": "def", "b.ann": ""})
+    done = cli("brat2iob.py", "--input", tmp_path / "in", "--output_dir", tmp_path / "out")
+    assert done.returncode == 0 and f"warning: {tmp_path}/in/a.txt: no .ann" in done.stderr
+    assert [r["doc_id"] for r in read_records(tmp_path / "out" / "in.jsonl")] == ["b"]
+
+
+@pytest.mark.parametrize("ann, code", [("T1\tA 0 3\tabc\n", 0), ("T1\tA 0 3\tabd\n", 1)])
+def test_strict_makes_a_warning_an_exit_of_1(cli, tmp_path, ann, code):
+    write(tmp_path / "in", {"a.txt": "abc def", "a.ann": ann})
+    where = ["--input", tmp_path / "in", "--output_dir", tmp_path / "out"]
+    assert cli("brat2iob.py", *where).returncode == 0
+    assert cli("brat2iob.py", *where, "--strict").returncode == code
+
+
+def test_the_encoding_can_be_said(cli, tmp_path):
+    write(tmp_path / "in", {"a.txt": "el ni\xf1o".encode("cp1252"), "a.ann": "T1\tA 3 7\tni\xf1o\n".encode("cp1252")})
+    done = cli("brat2iob.py", "--input", tmp_path / "in", "--output_dir", tmp_path / "out", "--encoding", "cp1252")
+    assert done.returncode == 0
+    assert next(read_records(tmp_path / "out" / "in.jsonl"))["entities"][0]["text"] == "ni\xf1o"
+
+
+def test_the_same_bytes_on_every_run(cli, tmp_path):
+    for seed in "12":
+        cli(
+            "brat2iob.py",
+            "--input",
+            GOLDEN / "corpus",
+            "--output_dir",
+            tmp_path / seed,
+            PYTHONHASHSEED=seed,
+            LC_ALL="C",
+        )
+    for name in ("corpus.jsonl", "corpus.iob"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+# ---------------------------------------------------------------------------- golden files
+
+
+@pytest.mark.parametrize("unit", ["sentence", "document"])
+def test_golden_files_byte_by_byte(cli, tmp_path, unit):
+    """CRLF, an astral letter, a combining mark, nested, discontinuous, adjacent and repeated mentions, a mention that
+    ends inside a token, one that BRAT split at a line end, an abbreviation, all kinds of lines, an empty .ann."""
+    done = cli("brat2iob.py", "--input", GOLDEN / "corpus", "--output_dir", tmp_path, "--unit", unit, "--strict")
+    assert done.returncode == 0, done.stderr
+    for name in ("corpus.jsonl", "corpus.iob"):
+        assert (tmp_path / name).read_bytes() == (GOLDEN / unit / name).read_bytes()
+
+
+def test_the_sidecar_counts_what_was_done(cli, tmp_path):
+    cli("brat2iob.py", "--input", GOLDEN / "corpus", "--output_dir", tmp_path, "--report", tmp_path / "r.json")
+    info = json.loads((tmp_path / "corpus.jsonl.run.json").read_text())
+    counts = json.loads((tmp_path / "r.json").read_text())["counts"]
+    assert info["script"] == "brat2iob.py" and info["arguments"]["unit"] == "sentence" and len(info["inputs"]) == 1
+    wanted = {
+        "documents": 2,
+        "records": 6,
+        "read": 13,
+        "entities": 12,
+        "duplicates": 1,
+        "cuts": 1,
+        "joins": 1,
+        "tokens": 69,
+    }
+    assert {name: counts[name] for name in wanted} == wanted
+    assert {name[6:] for name in counts if name.startswith("lines ")} == set("REAMN*#")
+
+
+def test_the_sidecar_has_the_counts_of_the_report(cli, tmp_path):
+    cli("brat2iob.py", "--input", GOLDEN / "corpus", "--output_dir", tmp_path, "--report", tmp_path / "r.json")
+    info = json.loads((tmp_path / "corpus.jsonl.run.json").read_text())
+    counts = json.loads((tmp_path / "r.json").read_text())["counts"]
+    assert {name: info["counts"].get(name, 0) for name in ("documents", "read", "entities", "records", "tokens")} == {
+        name: counts[name] for name in ("documents", "read", "entities", "records", "tokens")
+    }
+
+
+# ---------------------------------------------------------------------------- one document, in this process
+
+
+def convert(folder, out, *flags):
+    """Run main(); return (exit code, {split: records}, report)."""
+    code = brat2iob.main(["--input", str(folder), "--output_dir", str(out), "--report", str(out / "report"), *flags])
+    found = {path.stem: list(read_records(path)) for path in out.glob("*.jsonl")}
+    return code, found, json.loads((out / "report").read_text())
+
+
+def one(tmp_path, text, ann, *flags):
+    """Convert one document; return (its records, the report)."""
+    folder = write(tmp_path / "d", {"a.txt": text, "a.ann": ann})
+    _, found, report = convert(folder, tmp_path / "out", *flags)
+    return found.get("d", []), report
+
+
+def mentions(records):
+    """[(type, [start, end] pairs)] of a document's records, in the document's characters, sorted."""
+    return sorted((e["type"], [[a + r["start"], b + r["start"]] for a, b in fragments(e)]) for r in records
+                  for e in r["entities"])  # fmt: skip
+
+
+def adds_up(report):
+    counts = Counter(report["counts"])
+    assert counts["read"] == counts["entities"] + counts["dropped"] + counts["duplicates"]
+    assert sum(state["n"] for state in report["tags"]) == counts["entities"]
+
+
+def test_white_space_between_fragments_is_no_gap(tmp_path):
+    ann = "T1\tA 0 3;4 7\tabc def\nT2\tB 9 12;4 7\tdef ghi\nT3\tC 0 3;3 7\tabc  def\n"
+    records, report = one(tmp_path, "abc\ndef, ghi", ann, "--unit", "document")
+    assert mentions(records) == [("A", [[0, 7]]), ("B", [[4, 7], [9, 12]]), ("C", [[0, 7]])]
+    assert [e["text"] for e in records[0]["entities"]] == ["abc\ndef", "abc\ndef", "def ghi"]
+    adds_up(report)
+
+
+def test_duplicates_are_counted_and_other_types_kept(tmp_path):
+    ann = "T1\tA 0 3\tabc\nT2\tA 0 3\tABC\nT3\tB 0 3\tabc\nT4\tA 0 1;1 3\ta bc\nT5\tA 4 5\t \n"
+    records, report = one(tmp_path, "abc   def", ann)
+    assert mentions(records) == [("A", [[0, 3]]), ("B", [[0, 3]])] and "reference" not in records[0]["entities"][0]
+    assert {name: report["counts"][name] for name in ("read", "duplicates", "dropped")} == {
+        "read": 5, "duplicates": 2, "dropped": 1}  # fmt: skip
+    adds_up(report)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a/x.txt": "abc", "a/x.ann": "T1\tA 0 3\tabc\n", "b/x.txt": "abc", "b/x.ann": "T1\tA 0 3\tabc\n"},
+        {"a/x.txt": "ab  c", "a/x.ann": "T1\tA 2 3\t \nT2\tA 9 10\tx\n", "b/y.txt": "a", "b/y.ann": ""},
+    ],
+)  # fmt: skip
+def test_the_report_adds_up_over_left_out_documents(tmp_path, files):
+    write(tmp_path, {f"{name.split('/')[0]}/in/{name.split('/')[1]}": content for name, content in files.items()})
+    inputs = [str(tmp_path / side / "in") for side in "ab"]
+    brat2iob.main(["--input", *inputs, "--output_dir", str(tmp_path / "o"), "--report", str(tmp_path / "r")])
+    adds_up(json.loads((tmp_path / "r").read_text()))
+
+
+@pytest.mark.parametrize(
+    "policy, found, reference",
+    [
+        ("repair", [("A", [[4, 7]])], None),
+        ("drop", [], None),
+        ("keep", [("A", [[5, 8]])], "def"),
+        ("error", None, None),
+    ],
+)
+def test_mismatch_policies(tmp_path, policy, found, reference):
+    records, report = one(tmp_path, "abc def ghi", "T1\tA 5 8\tdef\nT2\tB 0 3\tabc\n", "--mismatch", policy)
+    if found is None:
+        assert records == [] and report["messages"][0]["level"] == "error"
+        return
+    assert mentions(records) == [*found, ("B", [[0, 3]])]
+    assert reference in (None, records[0]["entities"][-1].get("reference"))
+    assert [(m["level"], m["where"][-7:]) for m in report["messages"]] == [("warning", "a.ann:1")]
+    adds_up(report)
+
+
+@pytest.mark.parametrize(
+    "text, spans, reference, found",
+    [
+        ("the fever and a fever", "5 10", "fever", [[4, 9]]),  # 1 away, the other 11
+        ("fever fever fever", "3 8", "fever", None),  # 3 away on both sides
+        ("x" * 60 + " fever", "0 5", "fever", None),  # too far
+        ("ab fever cd", "4 8", "fever", None),  # another length is no shift: left out, not guessed
+        ("ab fever cd", "2 8", "fever", [[2, 8]]),  # white space too many is no other text
+        ("no such word", "3 7", "word here", None),
+    ],
+)
+def test_repair_moves_only_to_the_one_right_place(tmp_path, text, spans, reference, found):
+    records, report = one(tmp_path, text, f"T1\tA {spans}\t{reference}\n")
+    assert mentions(records) == ([("A", found)] if found else [])
+    adds_up(report)
+    assert all(e["text"] == r["text"][e["start"] : e["end"]] for r in records for e in r["entities"])
+
+
+@pytest.mark.parametrize(
+    "text, span, reference",
+    [
+        pytest.param('a ""big"" cat', (0, 13), '"a """"big"""" cat"', id="quotes doubled"),
+        pytest.param("it’s “bad”–ly", (0, 13), 'it\'s "bad"-ly', id="typographic"),
+        pytest.param("Big cat", (0, 7), "big CAT", id="case"),
+        pytest.param("aspirin (x)", (0, 7), "aspirin (generic)", id="more text after it"),
+        ("big \t cat", (0, 9), "big cat"),
+        ("big\ncat", (0, 7), "big cat"),
+        ("big cat", (0, 7), ""),
+    ],
+)
+def test_a_reference_that_differs_is_kept_beside_the_slice(tmp_path, text, span, reference):
+    (record,), report = one(tmp_path, text, f"T1\tA {span[0]} {span[1]}\t{reference}\n", "--unit", "document")
+    (found,) = record["entities"]
+    assert (found["start"], found["end"], found["text"]) == (*span, text[slice(*span)])
+    assert found.get("reference", found["text"]) == (reference or found["text"])
+    adds_up(report)
+
+
+def test_document_units_carry_the_other_lines(tmp_path):
+    other = ["R1\tOf Arg1:T1 Arg2:T1", "E1\tA:T1", "#1\tAnnotatorNotes T1\tx\ty  "]
+    ann = "\r\n".join([other[0], "T1\tA 0 3\tabc", *other[1:]])
+    (record,), _ = one(tmp_path, "abc", ann, "--unit", "document")
+    assert record["other"] == other and record["id"] == record["doc_id"] == "a"
+    (sentence,), _ = one(tmp_path, "abc", ann)
+    assert "other" not in sentence and sentence["id"] == "a:0"
+
+
+def test_layers_hold_every_continuous_mention_between_them(tmp_path):
+    folder = write(tmp_path / "d", {
+        "a.txt": "rare skin disease of hands",
+        "a.ann": "T1\tR 0 17\nT2\tS 5 17\nT3\tD 10 17\nT4\tX 0 4;21 26\n",
+    })  # fmt: skip
+    brat2iob.main(["--input", str(folder), "--output_dir", str(tmp_path / "o"), "--overlap", "layers"])
+    found = [[(e["type"], e["text"]) for e in next(read_records(tmp_path / "o" / f"d.layer{i}.iob"))["entities"]]
+             for i in (1, 2, 3)]  # fmt: skip
+    assert found == [[("R", "rare skin disease")], [("S", "skin disease")], [("D", "disease")]]
+    assert not (tmp_path / "o" / "d.layer4.iob").exists()
+    assert len(next(read_records(tmp_path / "o" / "d.jsonl"))["entities"]) == 4
+
+
+# ---------------------------------------------------------------------------- what the inputs are
+
+DOCUMENT = {"a.txt": "abc", "a.ann": "T1\tA 0 3\tabc\n"}
+
+
+def under(prefix, files):
+    return {prefix + name: content for name, content in files.items()}
+
+
+@pytest.mark.parametrize(
+    "files, splits",
+    [
+        (under("c/train/", DOCUMENT) | under("c/dev/", DOCUMENT), {"train": ["a"], "dev": ["a"]}),
+        (under("c/", DOCUMENT), {"c": ["a"]}),
+        (under("c/", DOCUMENT) | under("c/below/", DOCUMENT), {"c": ["a", "below/a"]}),
+        (under("c/train/", DOCUMENT | {"._a.ann": "\0", ".stats_cache": "\0"}) | {"c/annotation.conf": "["},
+         {"train": ["a"]}),
+        ({"c/train.tsv": "a\tB-X\n", "c/dev.tsv": "b\tO\n"}, {"train": ["0"], "dev": ["0"]}),
+        ({"c/train.tsv.gz": gzip.compress(b"a\tB-X\n")}, {"train": ["0"]}),
+        (under("c/train/", DOCUMENT) | under("c/dev/", DOCUMENT) | {"c/README.txt": "hello"},
+         {"train": ["a"], "dev": ["a"]}),
+        ({"c/train.tsv": "a\tB-X\n", "c/LICENSE.txt": "free"}, {"train": ["0"]}),
+    ],
+)  # fmt: skip
+def test_folders_and_splits(tmp_path, files, splits):
+    write(tmp_path, files)
+    code, found, _ = convert(tmp_path / "c", tmp_path / "out")
+    assert code == 0 and {split: [r["doc_id"] for r in records] for split, records in found.items()} == splits
+
+
+def test_inputs_with_one_split_name_are_joined_with_their_source(tmp_path):
+    write(tmp_path, under("x/train/", DOCUMENT) | under("y/train/", {"a.txt": "other", "a.ann": ""}))
+    out = tmp_path / "o"
+    brat2iob.main(["--input", str(tmp_path / "x"), str(tmp_path / "y"), "--output_dir", str(out)])
+    assert [(r["doc_id"], r["text"]) for r in read_records(out / "train.jsonl")] == [("a", "abc"), ("a~2", "other")]
+    assert all("source" in record for record in read_records(out / "train.jsonl"))
+
+
+def test_plain_text_becomes_records_without_entities(tmp_path):
+    write(tmp_path / "t", {"a.txt": "One came.\r\nTwo went.", "b.txt": "Three."})
+    code, found, _ = convert(tmp_path / "t", tmp_path / "o", "--input_format", "text")
+    assert code == 0 and [(r["id"], r["text"]) for r in found["t"]] == [
+        ("a:0", "One came.\r\n"), ("a:1", "Two went."), ("b:0", "Three.")]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit, ids", [("sentence", ["7:0", "7:1", "8:0"]), ("document", ["7", "8"])])
+def test_iob_keeps_its_tokens_and_units(tmp_path, unit, ids):
+    text = "-DOCSTART- (7)\n\np53-null\tI-G\nmice\tO\n\nIL-2\tI-G\nIL-4\tB-G\n\n-DOCSTART- (8)\n\nx\tS-G\n"
+    write(tmp_path, {"t.iob": text})
+    code, found, report = convert(tmp_path / "t.iob", tmp_path / "o", "--unit", unit)
+    records = found["t"]
+    assert code == 0 and [r["id"] for r in records] == ids and all(r["pretokenized"] for r in records)
+    assert [t for r in records for t in r["tokens"]] == ["p53-null", "mice", "IL-2", "IL-4", "x"]
+    assert [t for r in records for t in r["tags"]] == ["B-G", "O", "B-G", "B-G", "B-G"]
+    assert [e["text"] for r in records for e in r["entities"]] == ["p53-null", "IL-2", "IL-4", "x"]
+    for record in records:
+        assert [record["text"][a:b] for a, b in record["offsets"]] == record["tokens"]
+    adds_up(report)
+
+
+# ---------------------------------------------------------------------------- random documents
+
+PIECES = [
+    *("fever ", "IL-2", "e\u0301", "😀", "𝛃", "שלום ", "مرحبا ", "हिन्दी", "医。", "word", "The ", "and\n"),
+    *(
+        ". ",
+        ".",
+        "! ",
+        "? ",
+        "... ",
+        "(",
+        ")",
+        "[**",
+        "**]",
+        ": ",
+        "- ",
+        '"',
+        "Dr. ",
+        "No. 5",
+        "1. ",
+        "A. ",
+        "И. ",
+        "г. ",
+    ),
+    *("\n", "\n\n", "\r\n", "\r\n\r\n", "\r", "\u2028", "\u2029", "\x85", "\x0b", "\t", " ", "\u00a0"),
+]
+documents = st.lists(st.sampled_from(PIECES), min_size=1, max_size=25).map("".join).filter(str.strip)
+
+
+@st.composite
+def annotated(draw):
+    """A text and BRAT mentions of it (type, fragments in any order): nested, crossing, repeated, discontinuous."""
+    text, found = draw(documents), []
+    for _ in range(draw(st.integers(0, 6))):
+        edges = sorted(draw(st.sets(st.integers(0, len(text)), min_size=2, max_size=6)))
+        spans = [list(pair) for pair in zip(edges[::2], edges[1::2], strict=False)]
+        found.append((draw(st.sampled_from(["A", "RARE-DISEASE", "ТИП"])), draw(st.permutations(spans))))
+    return text, found
+
+
+def brat(text, found, count=None):
+    """The .ann of mentions; `count` turns a code point into the offset that a tool would write."""
+    lines = []
+    for i, (type_, spans) in enumerate(found):
+        where = ";".join(" ".join(str(count(text, edge) if count else edge) for edge in span) for span in spans)
+        reference = " ".join(text[a:b] for a, b in spans)
+        if count is None and {"\n", "\r"} & set(reference):
+            reference = ""  # an .ann line can't hold its own end; with a space for it other units might agree better
+        lines.append(f"T{i}\t{type_} {where}\t" + reference.replace("\n", " ") + "\n")
+    return "".join(lines)
+
+
+def gold(text, found):
+    """What must be in `entities`: each mention's characters in runs, gaps of white space filled; each mention once."""
+    out = set()
+    for type_, spans in found:
+        inside = {i for a, b in spans for i in range(a, b)}
+        if not "".join(text[i] for i in inside).strip():
+            continue
+        runs = []
+        for i in range(min(inside), max(inside) + 1):
+            if i in inside and runs and (runs[-1][1] == i or text[runs[-1][1] : i].isspace()):
+                runs[-1][1] = i + 1
+            elif i in inside:
+                runs.append([i, i + 1])
+        out.add((type_, tuple(map(tuple, runs))))
+    return sorted((type_, [list(run) for run in runs]) for type_, runs in out)
+
+
+@PROPERTY
+@given(annotated(), st.sampled_from(["sentence", "document"]), st.sampled_from(OVERLAPS), st.sampled_from(STAND_INS))
+def test_every_gold_character_comes_back(tmp_path_factory, made, unit, overlap, discontinuous):
+    text, found = made
+    records, report = one(tmp_path_factory.mktemp("p"), text, brat(text, found), "--unit", unit, "--overlap", overlap,
+                          "--discontinuous", discontinuous)  # fmt: skip
+    assert mentions(records) == gold(text, found)
+    assert not report["messages"] or {m["kind"] for m in report["messages"]} == {"white space"}
+    adds_up(report)
+    # Units tile the document; none cuts a hull; tokens tile the text; tags hold just what they are said to hold.
+    assert "".join(r["text"] for r in records) == text
+    assert [r["start"] for r in records] == [0, *itertools.accumulate(len(r["text"]) for r in records)][:-1]
+    assert [r["id"] for r in records] == (["a"] if unit == "document" else [f"a:{i}" for i in range(len(records))])
+    assert report["counts"].get("joins", 0) == (len(brat2iob.breaks(text)) + 1 - len(records)) * (unit == "sentence")
+    exact = held = 0
+    for record in records:
+        assert all(e["end"] <= len(record["text"]) for e in record["entities"])
+        assert "".join(record["tokens"]) == "".join(record["text"].split())
+        assert [record["text"][a:b] for a, b in record["offsets"]] == record["tokens"]
+        spans = tag_spans(record["tags"], strict=True)
+        assert spans == tag_spans(record["tags"])
+        flat = {(record["offsets"][a][0], record["offsets"][b - 1][1], type_) for a, b, type_ in spans}
+        whole = {(e["start"], e["end"], e["type"]) for e in record["entities"] if "fragments" not in e}
+        exact, held = exact + len(flat & whole), held + len(flat)
+    states = Counter()
+    for state in report["tags"]:
+        states[state["state"]] += state["n"]
+    assert exact >= states["exact"] and (discontinuous != "drop" or held == states["exact"] + states["trimmed"])
+
+
+COUNTED = {
+    "code points": lambda text, i: i,
+    "code points, CRLF as one": lambda text, i: i - text.count("\r\n", 0, i),
+    "UTF-16 units": lambda text, i: len(text[:i].encode("utf-16-le")) // 2,
+    "UTF-8 bytes": lambda text, i: len(text[:i].encode()),
+}
+
+
+@PROPERTY
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "é", "😀", "\r\n", "\r\né😀", "שלום\r\n", " - "]),
+                       st.sampled_from(["", "ß", "😀", "\r\n", "e\u0301"]), st.booleans()), min_size=2, max_size=8),
+    st.sampled_from(sorted(COUNTED)), st.sampled_from(["", "counted", "not counted"]),
+)  # fmt: skip
+def test_the_unit_of_the_offsets_is_found(tmp_path_factory, parts, unit, mark):
+    text, found = "", []
+    for i, (before, inside, many) in enumerate(parts):  # words that stand once, so that a wrong unit can't agree
+        before += ","  # no space beside the word: see the next test
+        start = len(text + before)
+        word = f"word{inside}{i}x"
+        text += f"{before}{word}, then {i}y,"
+        found.append(("A", [[start, start + len(word)]] + [[len(text) - 3, len(text) - 1]] * many))
+    bom = (3 if unit == "UTF-8 bytes" else 1) * (mark == "counted")
+    ann = brat(text, found, lambda text, i: COUNTED[unit](text, i) + bom)
+    records, report = one(tmp_path_factory.mktemp("u"), "\ufeff" * bool(mark) + text, ann)
+    assert mentions(records) == gold(text, found) and "".join(r["text"] for r in records) == text
+    messages = [m["what"] for m in report["messages"]]
+    plain = all(COUNTED[unit](text, i) + bom == i for _, spans in found for span in spans for i in span)
+    assert plain if not messages else len(messages) == 1 and messages[0].startswith("offsets count ")
+
+
+@pytest.mark.parametrize("unit, text, end", [("UTF-16 units", "😀fever then", 6), ("UTF-8 bytes", "época de", 5)])
+def test_exact_agreement_beats_agreement_but_for_spaces(tmp_path, unit, text, end):
+    records, _ = one(tmp_path, text, brat(text, [("A", [[0, end]])], COUNTED[unit]))
+    assert mentions(records) == [("A", [[0, end]])]
+
+
+def test_half_a_reference_is_no_evidence_for_a_unit(tmp_path):
+    text = "fever then\r\ncough\r\nup, and"  # read as code points the second one is "\ncough\r\n"
+    found = [("A", [[0, 5]]), ("A", [[12, 21]])]
+    records, _ = one(tmp_path, text, brat(text, found, COUNTED["code points, CRLF as one"]))
+    assert mentions(records) == found
+
+
+def test_offsets_inside_a_character_break_the_document(tmp_path):
+    ann = "T1\tA 5 10\tfever\nT2\tA 16 21\tcough\nT3\tA 0 1;5 10\n"  # UTF-8 bytes, the last one in mid-character
+    records, report = one(tmp_path, "éé fever éé cough", ann)
+    assert records == [] and report["messages"][-1]["where"].endswith(":3")
+
+
+def test_a_utf_16_file_is_read(tmp_path):
+    text = "x 😀 fever"
+    records, _ = one(tmp_path, text.encode("utf-16"), brat(text, [("A", [[4, 9]])]).encode("utf-16"))
+    assert mentions(records) == [("A", [[4, 9]])] and records[0]["text"] == text
+
+
+# ---------------------------------------------------------------------------- real corpora
+
+CORPORA = {  # (archives or files, None where there is nothing to unpack)
+    "pharmaconer": ["PharmaCoNERCorpus.tar.xz"],
+    "raredis": ["train.zip", "dev.zip"],
+    "nerel-bio": ["nerel-bio-v1.0.tar.xz"],
+    "maccrobat2020": ["MACCROBAT2020.tar.xz"],
+    "jnlpba": None,
+    "ncbi-disease": None,
+}
+FILES = {
+    "jnlpba": ["iob2/JNLPBA_BIO.train.tsv", "iob2/JNLPBA_BIO.valid.tsv", "iob2/JNLPBA_BIO.test.tsv"],
+    "ncbi-disease": ["conll/train.tsv", "conll/devel.tsv", "conll/test.tsv"],
+}
+SPLIT = {"devel": "dev", "valid": "dev", "MACCROBAT2020": "all"} | {f"JNLPBA_BIO.{s}": s for s in ("train", "test")}
+SPLIT["JNLPBA_BIO.valid"] = "dev"
+
+
+class Facts:
+    """What one conversion of a corpus gave, summed up in one pass over its files."""
+
+    def __init__(self, inputs, out, report):
+        self.inputs, self.report = inputs, report
+        self.entities, self.discontinuous, self.references = Counter(), Counter(), Counter()
+        self.wrong_text, self.not_tiled, self.mentions, self.tags = [], [], Counter(), Counter()
+        for path in sorted(out.glob("*.jsonl")):
+            split = SPLIT.get(path.stem, path.stem)
+            for record in map(json.loads, path.open(encoding="utf-8")):
+                self.add(split, record)
+
+    def add(self, split, record):
+        text = record["text"]
+        if "".join(record["tokens"]) != "".join(text.split()) or "".join(text.split()) != "".join(
+            text[a:b] for a, b in record["offsets"]
+        ):
+            self.not_tiled.append(record["id"])
+        self.tags.update(tag[0] for tag in record["tags"])
+        for entity in record["entities"]:
+            spans = fragments(entity)
+            if " ".join(text[a:b] for a, b in spans) != entity["text"] or not 0 <= entity["start"] < entity[
+                "end"
+            ] <= len(text):
+                self.wrong_text.append((record["id"], entity))
+            self.entities[split] += 1
+            self.discontinuous[split] += len(spans) > 1
+            if "reference" in entity:
+                self.references[split, difference(entity["reference"], entity["text"])] += 1
+            where = tuple((a + record["start"], b + record["start"]) for a, b in spans)
+            self.mentions[split, record["doc_id"], entity["type"], where] += 1
+
+
+def difference(reference, text):
+    """How a reference text differs from the slices: white space, the order of the fragments, quotes, or more."""
+    a, b = "".join(reference.split()), "".join(text.split())
+    if a == b:
+        return "white space"
+    if sorted(reference.split()) == sorted(text.split()):
+        return "order"
+    return "quotes" if a.replace('"', "") == b.replace('"', "") else "more"
+
+
+@pytest.fixture(scope="session")
+def facts(cli, corpus, tmp_path_factory):
+    done = {}
+
+    def of(name):
+        if name not in done:
+            if name in FILES:
+                inputs = [corpus(name) / file for file in FILES[name]]
+            else:
+                inputs = [corpus(name, archive) for archive in CORPORA[name]]
+            out = tmp_path_factory.mktemp(f"out_{name}")
+            run = cli("brat2iob.py", "--input", *inputs, "--output_dir", out, "--report", out / "report")
+            assert run.returncode == 0, run.stderr[-2000:]
+            done[name] = Facts(inputs, out, json.loads((out / "report").read_text()))
+        return done[name]
+
+    return of
+
+
+BRAT = ("pharmaconer", "raredis", "nerel-bio", "maccrobat2020")
+IOB = ("jnlpba", "ncbi-disease")
+COUNTS = {
+    "pharmaconer": {"train": 3822, "dev": 1926, "test": 1876},
+    "raredis": {"train": 10426, "dev": 1458},
+    "nerel-bio": {"train": 54204, "dev": 6435, "test": 6173},
+    "maccrobat2020": {"all": 25189},
+    "jnlpba": {"train": 46750, "dev": 4551, "test": 8662},
+    "ncbi-disease": {"train": 5145, "dev": 787, "test": 960},
+}
+DISCONTINUOUS = {
+    "raredis": {"train": 664, "dev": 103},
+    "nerel-bio": {"train": 423, "dev": 52, "test": 40},  # 439, 53 and 40 less the 17 that BRAT split at white space
+    "maccrobat2020": {"all": 39},  # 44 less 5
+}
+REFERENCES = {  # every reference text that differs from the slices, by how
+    "raredis": {("train", "order"): 57, ("dev", "order"): 10, ("train", "quotes"): 14, ("dev", "quotes"): 2},
+    "nerel-bio": {("train", "order"): 19, ("dev", "order"): 1, ("test", "order"): 2,
+                  ("train", "white space"): 13, ("dev", "white space"): 1},
+    "maccrobat2020": {("all", "white space"): 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BRAT + IOB)
+def test_real_entity_counts(facts, name):
+    found = facts(name)
+    counts = found.report["counts"]
+    assert found.entities == COUNTS[name]
+    assert +found.discontinuous == DISCONTINUOUS.get(name, {})
+    assert counts["entities"] == sum(COUNTS[name].values()) and counts.get("dropped", 0) == 0
+    assert counts.get("duplicates", 0) == (6 if name == "nerel-bio" else 0)
+    adds_up(found.report)
+
+
+@pytest.mark.parametrize("name", BRAT + IOB)
+def test_real_slices_and_tokens(facts, name):
+    found = facts(name)
+    assert found.wrong_text == [] and found.not_tiled == []
+    assert set(found.tags) == set("BIO") and found.tags["B"] <= sum(found.entities.values())
+
+
+@pytest.mark.parametrize("name", BRAT)
+def test_real_reference_texts_that_differ_are_the_known_ones(facts, name):
+    found = facts(name)
+    assert found.references == REFERENCES.get(name, {})
+    messages = found.report["messages"]
+    assert len(messages) == {"pharmaconer": 5, "raredis": 16}.get(name, 0)
+    if name == "pharmaconer":
+        assert found.report["counts"]["repaired"] == 5
+        assert {m["where"].split("/")[-1].split(":")[0] for m in messages} == {"S0211-69952015000200015-1.ann"}
+        assert all(m["kind"] == "mismatch" and "moved to" in m["what"] for m in messages)
+    assert name != "raredis" or all("quotes" in m["what"] for m in messages)
+
+
+def read_gold(folders):
+    """The mentions of BRAT folders by a reader of the test's own, and how many lines stood for them."""
+    out, lines = Counter(), 0
+    for path in (path for folder in folders for path in folder.rglob("*.ann") if path.name[0] != "."):
+        text = path.with_suffix(".txt").read_bytes().decode("utf-8")
+        found = []
+        for line in path.read_bytes().decode("utf-8").split("\n"):
+            if line[:1] == "T":
+                type_, where = line.split("\t")[1].split(" ", 1)
+                found.append((type_, [list(map(int, span.split())) for span in where.split(";")]))
+        lines += len(found)
+        split = SPLIT.get(path.parent.name, path.parent.name)
+        out.update((split, path.stem, type_, tuple(map(tuple, runs))) for type_, runs in gold(text, found))
+    return out, lines
+
+
+@pytest.mark.parametrize("name", BRAT)
+def test_real_gold_characters_in_are_gold_characters_out(facts, name):
+    found = facts(name)
+    wanted, lines = read_gold(found.inputs)
+    assert lines == found.report["counts"]["read"]
+    gone, new = wanted - found.mentions, found.mentions - wanted
+    if name == "pharmaconer":  # the five whose offsets drift are moved by one or two
+        assert len(gone) == len(new) == 5
+        moves = {
+            (a[3][0][0] - b[3][0][0], a[3][0][1] - b[3][0][1]) for a, b in zip(sorted(gone), sorted(new), strict=True)
+        }
+        assert moves <= {(1, 1), (2, 2)}
+    else:
+        assert not gone and not new
+
+
+@pytest.mark.parametrize("name", IOB)
+def test_real_iob_comes_back_line_by_line(facts, name, tmp_path):
+    """JSONL of an IOB2 file says its tokens and tags; so does the IOB written beside it."""
+    source = facts(name).inputs[1]
+    brat2iob.main(["--input", str(source), "--output_dir", str(tmp_path)])
+    lines = [
+        line.split("\t") for line in source.read_bytes().decode("utf-8").replace("\r", "").split("\n") if line.strip()
+    ]
+    lines = [[cells[0], cells[-1]] for cells in lines if not cells[0].startswith("-DOCSTART-")]
+    for path in (path for path in tmp_path.iterdir() if path.suffix == ".jsonl" or is_iob(path)):
+        found = [list(pair) for r in read_records(path) for pair in zip(r["tokens"], r["tags"], strict=True)]
+        assert len(found) == len(lines) and found == lines
+
+
+def test_real_document_units_say_the_same_as_sentences(facts, tmp_path):
+    found = facts("maccrobat2020")
+    brat2iob.main(
+        ["--input", *map(str, found.inputs), "--output_dir", str(tmp_path), "--unit", "document", "--to", "jsonl"]
+    )
+    documents = Facts(found.inputs, tmp_path, {})
+    assert documents.mentions == found.mentions and outputs(tmp_path)[0] == "MACCROBAT2020.jsonl"
+
+
+# ---------------------------------------------------------------------------- sentences
+
+SENTENCES = [  # | marks each break
+    # plain stops
+    "The fever rose.| It fell by noon.",
+    "Is it lupus?| Not yet known!| We wait…| Then act.",
+    "He said \"stop.\"| Then he left.",
+    "She asked: “Is it bad?”| He said no.",
+    "(It ended.)| A new start.",
+    "What?!| No such luck.",
+    "Well... maybe.",
+    "No space.Here is none.",
+    "医生来了。|他走了。",
+    # abbreviations
+    "He saw Dr. Brown at St. Mary.| Nothing else.",
+    "Levels of approx. 3.5 mg were seen in Fig. 2 and in refs. 4 to 6.| No change.",
+    "It acts, e.g. on liver, i.e. the organ, cf. Table 3.| Good.",
+    "Smith et al. Found nothing new.",
+    "She took 5 mg b.i.d. Aspirin helped.",
+    "Pt. is a 54 y.o. Male with CHF.| Stable.",
+    "Born on Jan. 5, died on Dec. 9.| No cause.",
+    "See No. 5.| Done.",
+    # initials and species
+    "We grew E. coli and S. aureus.| Both died.",
+    "J. R. Smith wrote it.| They agree.",
+    "We saw John F. Kennedy there.| Sure.",
+    "It was described by J. Smith in 1990.| It is rare.",
+    "We gave vitamin C.| It helped.",
+    "She has hepatitis B.| The virus spreads.",
+    # numbers
+    "The pH was 7.| It rose.",
+    "The dose was 0.5.| Then 1.5 came.",
+    "BP 120/80.| HR 72.| RR 16.",
+    # brackets
+    "The drug (see ref. 3. Also Table 2) works.| Fine.",
+    "It failed [see note. And more] again.| Ok.",
+    "An open (bracket. Never closes. Again.".replace(". ", ".| "),
+    "A bracket (of " + "more words " * 30 + "than that.| And its end) is none.",
+    "Transfer to [**Hospital 1. North Wing**] today.| Fine.",
+    "Seen by Dr. [**Last Name (un) 123**] on [**2101-1-2**].| Stable.",
+    # Spanish
+    "El Dr. Pérez vio a la Sra. Gómez.| Se fue.",
+    "Vive en la Avda. Madrid nº 5.| Tiene fiebre.",
+    "Toma aprox. 20 mg, p. ej. de noche.| ¿Duele?| ¡Sí!",
+    "Reside en EE.UU. desde 2001.| Vuelve.",
+    "Fiebre de 38,5 °C.| Se pauta paracetamol 1 g/8 h.| Buena evolución.",
+    "La Dra. Mª Luisa lo trata con ac. Fólico.| Mejora.",
+    # Russian
+    "Родился в 1950 г. в Москве.| Умер в 2001 г.| Похоронен там.",
+    "Акад. И. П. Павлов жил здесь.| Он работал.",
+    "Врач А. С. Иванов назначил.| Помогло.",
+    "Операцию провёл Г. В. Петров.| Всё хорошо.",
+    "НИИ им. Н.Н. Бурденко открыт.| Да.",
+    "Боль, жар и т.д.| Врач пришёл.",
+    "См. рис. 2 и табл. 3.| Итог ясен.",
+    "Рост 5 тыс. рублей, т. е. мало.| Спад.",
+    "Средство не помогло!!!| Не советую.",
+    # lines
+    "1. Aspirin daily.\n|2. Rest.\n|3. Return if worse.",
+    "Plan:\n|1) CT scan\n|2) MRI",
+    "HISTORY OF PRESENT ILLNESS:\n|The patient fell.\n|PHYSICAL EXAM:\n|Well.",
+    "Allergies: none\n|Weight: 70 kg\n|- rest\n|* fluids",
+    "First paragraph\n\n|second paragraph",
+    "Impression:\n\n|1.\n\n|Stable.",
+    "one\r\n\r\n|two",
+    "One.\r\n|Two.\r\n",
+    "One.\u2028|Two.\u2029|Three.\x85|Four.",
+    "The patient was admitted to the hospital last night because of fever and\n"
+    "a cough that had lasted for more than two weeks without any relief from\n"
+    "tablets. |He was seen by the doctor on call, who heard crackles in the left\n"
+    "lung and asked for a film of the chest, which showed a small shadow in the\n"
+    "lower lobe. |Blood was drawn and the first dose of the drug was given in the\n"
+    "emergency room before he was moved to the ward.\n"
+    "|1. Pneumonia: the drug goes on for seven days in all, then a film again\n"
+    "to see whether the shadow has gone.\n"
+    "|Medications: none that he could remember, except for one white tablet in\n"
+    "the morning.\n"
+    "|- rest",
+    # nothing to cut
+    "no stop at all",
+    "...",
+    "   ",
+    "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("marked", SENTENCES)
+def test_sentence_breaks(marked):
+    wanted = [part.strip() for part in marked.split("|")]
+    text = marked.replace("|", "")
+    edges = [0, *brat2iob.breaks(text), len(text)]
+    assert [text[a:b].strip() for a, b in itertools.pairwise(edges)] == wanted
+    assert not text or all(a < b for a, b in itertools.pairwise(edges))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_sentence_begins_with_its_first_character_not_with_a_space(end):
+    text = f"One came.  {end} Two went!{end}{end}\tThree stayed. "
+    assert [text[i:][:3] for i in brat2iob.breaks(text)] == ["Two", "Thr"]
+
+
+HARD = {
+    "words on one line": "a word, ",
+    "dots": ".",
+    "spaced dots": ". ",
+    "spaces": " ",
+    "line ends": "\r\n",
+    "quotes": '."',
+    "open brackets": "(a. B ",
+    "open [**": "[** a. B",
+    "no break in sight": "ab. ",
+    "abbreviations": "Dr. ",
+}
+
+
+@pytest.mark.parametrize("piece", HARD.values(), ids=HARD)
+def test_breaks_take_linear_time(piece):
+    text = piece * (200_000 // len(piece))
+    began = time.process_time()
+    brat2iob.breaks(text)
+    assert time.process_time() - began < 5
+
+
+def test_breaks_take_linear_time_in_a_long_sentence():
+    began = time.process_time()
+    brat2iob.breaks("ab. " * 400_000)
+    assert time.process_time() - began < 6
