@@ -359,6 +359,8 @@ def search_folder(folder, input_format):
         if found or not any(map(is_brat, files)) or input_format == "conll":
             return found
     names = []
+    for name in iob if input_format == "auto" else ():
+        log(f"warning: {os.path.join(folder, name)}: an IOB file beside .ann files is left out; name it as --input")
     for root, below, inside in os.walk(folder):
         below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
         names += [os.path.relpath(os.path.join(root, name), folder) for name in inside if is_brat(name)]
@@ -380,7 +382,7 @@ def stem(name):
 # Abbreviations that broke mentions in real corpora; a full stop after them ends nothing.
 ABBREVIATIONS = set(
     """
-    dr dra drs sr sra mr mrs ms prof st vs cf e.g i.e eg ie al approx no nos nr fig figs eq ca sp spp var subsp vol pp
+    dr dra drs sr sra mr mrs ms prof st vs cf e.g i.e eg ie al approx nos nr fig figs eq ca sp spp var subsp vol pp
     ref refs sec ch b.i.d t.i.d q.i.d q.d p.o i.v i.m s.c p.r.n y.o yr yrs wk wks mo hr hrs min max temp dept univ hosp
     inc ltd jan feb mar apr jun jul aug sep sept oct nov dec a.m p.m u.s u.k ph.d m.d h.o c.o pt pts dx hx tx rx resp
     av avda avd ctra crta cra gral km sta sto esc apto urb cdad col pso nº mª ac ee.uu ee uu p.ej ej aprox dcha izq tto
@@ -388,7 +390,7 @@ ABBREVIATIONS = set(
     """.split()  # noqa: SIM905
 )
 # These may end a sentence as well: they do where a capital follows that is not an initial.
-MAYBE_LAST = {"г", "гг", "с", "др", "т.д", "т.п", "в", "вв", "etc"}
+MAYBE_LAST = {"г", "гг", "с", "др", "т.д", "т.п", "в", "вв", "etc", "no", "No"}
 # A capital after one of these is no initial of a name: "hepatitis B. Patients".
 LETTERED = {"vitamin", "hepatitis", "type", "group", "class", "stage", "grade", "factor", "vitamina", "tipo", "grupo"}
 LETTERED |= {"clase", "fase", "витамин", "гепатит", "тип", "типа", "группа", "группы", "класс", "фактор"}

@@ -34,7 +34,8 @@ import sys
 import time
 from bisect import bisect_right
 from collections import Counter, deque
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
+from pathlib import Path
 
 from utils import (
     DataError,
@@ -53,6 +54,7 @@ from utils import (
 )
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized")  # fields of a record that its prediction has, too
 CHUNK = 500_000  # characters predicted at a time: enough to sort windows by length, bounds memory (200 MB)
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # sub-tokens of a prediction batch; on a CPU the fastest of 512-8192
 CLOSE = 0.25  # nats; bf16 moved the gap of two labels by 0.16 at most (MiniLM, NCBI-disease test), 4 % are closer
@@ -99,9 +101,8 @@ def windows(records, offsets, tokenizer, max_length, stride):
     for (_, word), (_, window, position) in sorted(best.items()):
         chosen[window][0].append(word)
         chosen[window][1].append(position)
-    return [
-        (record, {name: values[i] for name, values in encoded.items()}, *chosen[i]) for i, record in enumerate(owner)
-    ]
+    inputs = [{name: values[i] for name, values in encoded.items()} for i in range(len(owner))]
+    return [(record, inputs[i], *chosen[i]) for i, record in enumerate(owner)]
 
 
 def training_windows(records, tokenizer, label2id, args):
@@ -170,9 +171,7 @@ def decode(record, offsets, scores, tags):
     entities = spans_to_entities(spans, offsets, text)
     for (first, last, _), entity in zip(spans, entities, strict=True):
         entity["score"] = round(float(sure[first:last].mean()), 4)
-    kept = {
-        name: record[name] for name in ("id", "doc_id", "start", "text", "source", "pretokenized") if name in record
-    }
+    kept = {name: record[name] for name in KEPT if name in record}
     return kept | {"entities": entities, "tokens": [text[a:b] for a, b in offsets], "offsets": offsets, "tags": chosen}
 
 
@@ -236,29 +235,21 @@ def forward(model, tokenizer, todo, scores, half):
 def predict(model, tokenizer, records, args):
     """Yield the prediction record of each record, CHUNK characters at a time."""
     tags, chunk, size = label_names(model), [], 0
-    for record in records:
-        chunk.append(record)
-        size += len(record["text"]) + 100
-        if size >= CHUNK:
-            yield from predict_chunk(model, tokenizer, chunk, tags, args)
+    for record in chain(records, [None]):
+        if record is not None:
+            chunk.append(record)
+            size += len(record["text"]) + 100
+        if chunk and (record is None or size >= CHUNK):
+            offsets = [words(each)[0] for each in chunk]
+            yield from map(decode, chunk, offsets, score_words(model, tokenizer, chunk, offsets, args), repeat(tags))
             chunk, size = [], 0
-    if chunk:
-        yield from predict_chunk(model, tokenizer, chunk, tags, args)
-
-
-def predict_chunk(model, tokenizer, chunk, tags, args):
-    offsets = [words(record)[0] for record in chunk]
-    for record, spans, scores in zip(chunk, offsets, score_words(model, tokenizer, chunk, offsets, args), strict=True):
-        yield decode(record, spans, scores, tags)
 
 
 def strict_counts(golds, preds):
     """(right, predicted, gold) entities over whole records: type and all fragments must agree."""
-    counts = Counter()
-    for gold, pred in zip(golds, preds, strict=True):
-        sides = [{(e["type"], *map(tuple, fragments(e))) for e in side["entities"]} for side in (gold, pred)]
-        counts.update(right=len(sides[0] & sides[1]), pred=len(sides[1]), gold=len(sides[0]))
-    return counts["right"], counts["pred"], counts["gold"]
+    sides = [{(i, e["type"], *map(tuple, fragments(e))) for i, record in enumerate(records) for e in record["entities"]}
+             for records in (golds, preds)]  # fmt: skip
+    return len(sides[0] & sides[1]), len(sides[1]), len(sides[0])
 
 
 # ---------------------------------------------------------------------------- model and training
@@ -277,7 +268,7 @@ def has_bf16():
 
     if has_cuda():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.7 and later
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
@@ -306,10 +297,8 @@ def load(args, tags=None):
 
     path = model_path(args.model)
     options = {"trust_remote_code": args.trust_remote_code}
-    head = {}
-    if tags is not None:
-        head = {"id2label": dict(enumerate(tags)), "label2id": {tag: i for i, tag in enumerate(tags)}}
-        head |= {"num_labels": len(tags), "ignore_mismatched_sizes": True}
+    head = {"id2label": dict(enumerate(tags)), "label2id": {tag: i for i, tag in enumerate(tags)},
+            "ignore_mismatched_sizes": True} if tags else {}  # fmt: skip
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         trained = AutoConfig.from_pretrained(path, **options).id2label
@@ -325,7 +314,7 @@ def load(args, tags=None):
     if args.max_length > limit:
         raise DataError(f"--max_length {args.max_length}: {args.model} reads {limit} sub-tokens at most; long texts go "
                         "through several windows")  # fmt: skip
-    if tags is not None and trained != head["id2label"]:  # a head of the same size would be taken for ours
+    if tags and trained != head["id2label"]:  # a head of the same size would be taken for ours
         for module in (getattr(model, name, None) for name in ("classifier", "score")):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -357,9 +346,8 @@ def warn_unseen(path, records, tags):
         unseen.update(entity["type"] for entity in record["entities"] if entity["type"] not in known)
         yield record
     if unseen:
-        log(
-            f"warning: {path}: {unseen.total():,} entities of types never seen in training: {', '.join(sorted(unseen))}"
-        )
+        names = ", ".join(sorted(unseen))
+        log(f"warning: {path}: {unseen.total():,} entities of types never seen in training: {names}")
 
 
 def training_arguments(args, steps):
@@ -379,7 +367,10 @@ def training_arguments(args, steps):
         "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
     }  # fmt: skip
     try:
-        return TrainingArguments(**settings | dict(args.training_args))
+        made = TrainingArguments(**settings | dict(args.training_args))
+        if made.load_best_model_at_end and made.eval_strategy == "no":
+            raise ValueError("eval_strategy=no: the checkpoint is chosen by evaluation; leave out --validation_file")
+        return made
     except (TypeError, ValueError) as error:
         log(f"error: --training_args: {str(error).splitlines()[0]}")
         raise SystemExit(2) from None
@@ -387,29 +378,41 @@ def training_arguments(args, steps):
 
 def train(args, records, dev):
     """Fine-tune; return (trainer, tokenizer); the trainer's model has the best checkpoint's weights."""
+    import transformers
+
+    transformers.set_seed(args.seed)
+    tags = tag_names(records)
+    if len(tags) == 1:
+        raise DataError(f"{args.train_file}: no entity in it; nothing to learn")
+    dev = list(warn_unseen(args.validation_file, dev, tags))
+    model, tokenizer = load(args, tags)
+    examples = training_windows(records, tokenizer, model.config.label2id, args)
+    settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
+    say = log if settings.process_index == 0 else lambda *_: None
+    say(f"training on {len(records):,} records in {len(examples):,} windows, {len(tags) // 2} types, "
+        f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
+    trainer = f1_trainer(model, tokenizer, settings, examples, dev, args)
+    trainer.train()
+    trainer.accelerator.wait_for_everyone()  # until each has loaded the best checkpoint
+    if settings.load_best_model_at_end:
+        best, step = trainer.state.best_metric or 0, trainer.state.best_global_step
+        say(f"best: step {step}, development strict F1 {best:.4f}" if best else
+            "warning: no development entity was found at any time; train longer, or at another rate")  # fmt: skip
+    return trainer, tokenizer
+
+
+def f1_trainer(model, tokenizer, settings, examples, dev, args):
+    """A Trainer that chooses checkpoints, and the moment to stop, by strict F1 of whole development records."""
     import torch
-    from transformers import (
-        DataCollatorForTokenClassification,
-        EarlyStoppingCallback,
-        PrinterCallback,
-        ProgressCallback,
-        Trainer,
-        set_seed,
-    )
+    import transformers
 
-    class Quiet(ProgressCallback):
-        def on_log(self, *_, **__):
-            """A bar alone: figures are logged by evaluate."""
-
-    class F1Trainer(Trainer):
+    class F1Trainer(transformers.Trainer):
         def evaluate(self, *_, **__):
-            """Strict F1 of whole development records, by the code that predicts; each process scores a share."""
-            rank, world = self.args.process_index, self.args.world_size
-            share = dev[rank::world]
-            counts = torch.tensor(
-                strict_counts(share, predict(self.model, tokenizer, share, args)), device=self.args.device
-            )
-            if world > 1:
+            """Score with the code that predicts; each process takes a share."""
+            share = dev[self.args.process_index :: self.args.world_size]
+            counts = strict_counts(share, predict(self.model, tokenizer, share, args))
+            counts = torch.tensor(counts, device=self.args.device)
+            if self.args.world_size > 1:
                 torch.distributed.all_reduce(counts)
             right, pred, gold = counts.tolist()
             metrics = {"eval_f1": 2 * right / max(1, pred + gold)}
@@ -422,33 +425,25 @@ def train(args, records, dev):
             self.model.train()
             return metrics
 
-    set_seed(args.seed)
-    tags = tag_names(records)
-    if len(tags) == 1:
-        raise DataError(f"{args.train_file}: no entity in it; nothing to learn")
-    dev = list(warn_unseen(args.validation_file, dev, tags))
-    model, tokenizer = load(args, tags)
-    examples = training_windows(records, tokenizer, model.config.label2id, args)
-    settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
-    say = log if settings.process_index == 0 else lambda *_: None
-    say(f"training on {len(records):,} records in {len(examples):,} windows, {len(tags) // 2} types, "
-        f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
-    collator = DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8)
+    class Patience(transformers.EarlyStoppingCallback):
+        def check_metric_value(self, args, state, control, metric_value):
+            """Count from the first entity found on: a small corpus needs some epochs for it."""
+            if metric_value:
+                super().check_metric_value(args, state, control, metric_value)
+
+    class Bar(transformers.ProgressCallback):
+        def on_log(self, *_, **__):
+            """No figures beside the bar: `evaluate` logs them."""
+
+    collator = transformers.DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8)
+    callbacks = [Patience(args.early_stopping_patience)] if settings.load_best_model_at_end else []
     trainer = F1Trainer(model=model, args=settings, train_dataset=examples, eval_dataset=dev or None,
-                        processing_class=tokenizer, data_collator=collator)  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
+                        processing_class=tokenizer, data_collator=collator, callbacks=callbacks)  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
     if not settings.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(Quiet)
-    if dev:
-        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-    trainer.train()
-    trainer.accelerator.wait_for_everyone()  # until each has loaded the best checkpoint
-    if dev:
-        say(f"best: step {trainer.state.best_global_step}, development strict F1 {trainer.state.best_metric:.4f}")
-    if dev and not trainer.state.best_metric:
-        say("warning: no development entity was found at any time; train longer, or at another rate")
-    return trainer, tokenizer
+        trainer.remove_callback(transformers.ProgressCallback)
+        trainer.add_callback(Bar)
+    return trainer
 
 
 def loss_and_f1(log_history):
@@ -511,18 +506,16 @@ def parse_args(argv=None):
     data.add_argument("--output_file", metavar="FILE", help="the predictions instead, for one test file")
     data.add_argument("--limit", type=int, metavar="N", help="only the first N records of each file")
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", default="minilm", metavar="NAME", help="packaged minilm, a hub id or a folder (default: %(default)s)"
-    )
+    model.add_argument("--model", default="minilm", metavar="NAME",
+                       help="packaged minilm, a hub id or a folder (default: %(default)s)")  # fmt: skip
     model.add_argument("--max_length", type=int, default=256, help="sub-tokens of a window (default: %(default)s)")
     model.add_argument("--stride", type=int, default=64, help="sub-tokens that windows share (default: %(default)s)")
     model.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     training = parser.add_argument_group("training")
     training.add_argument("--learning_rate", type=float, help="default: 2e-4 for minilm, else 5e-5")
     training.add_argument("--num_train_epochs", type=float, default=5, help="default: %(default)s")
-    training.add_argument(
-        "--batch_size", type=int, default=16, help="windows a step and process (default: %(default)s)"
-    )
+    training.add_argument("--batch_size", type=int, default=16, metavar="N",
+                          help="windows a step and process (default: %(default)s)")  # fmt: skip
     training.add_argument("--early_stopping_patience", type=int, default=3, metavar="N",
                           help="stop after N epochs without a better F1 (default: %(default)s)")  # fmt: skip
     training.add_argument("--seed", type=int, default=42, help="default: %(default)s")
@@ -551,7 +544,7 @@ def main(argv=None):
     if os.path.isdir(model_path(args.model)):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it is loaded unasked, and warns of a missing kernel
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the error comes as one line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry; the error comes as one line
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -566,7 +559,8 @@ def main(argv=None):
     else:
         model, tokenizer = load(args)
         model.to("cuda" if has_cuda() else "cpu")
-        history = trained_history(args.model)
+        sidecar = os.path.join(args.model, "run.json")
+        history = json.loads(Path(sidecar).read_text("utf-8")).get("history") if os.path.exists(sidecar) else None
     for path in args.test_file if main_process else ():
         predict_file(path, model, tokenizer, history, args)
 
@@ -583,15 +577,6 @@ def train_and_save(args, records, dev, started, main_process):
         write_sidecar(args.output_dir, args, inputs, started, PACKAGES, counts=counts, history=history)
         log(f"  -> {args.output_dir}")
     return trainer.model, tokenizer, history
-
-
-def trained_history(folder):
-    """The `history` that a model folder of ours has in its run.json, or None."""
-    path = os.path.join(folder, "run.json")
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file).get("history")
 
 
 def predict_file(path, model, tokenizer, history, args):

@@ -42,6 +42,8 @@ def log(*parts):
 
 def run(main):
     """Call main() and return the exit code: 0 done, 1 bad data or I/O (one line, no traceback), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a Windows console that lacks a letter must not end the run
+        stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
     except DataError as error:
