@@ -396,6 +396,12 @@ def test_folders_and_splits(tmp_path, files, splits):
     assert code == 0 and {split: [r["doc_id"] for r in records] for split, records in found.items()} == splits
 
 
+def test_an_iob_file_beside_brat_is_named(cli, tmp_path):
+    write(tmp_path, under("c/", DOCUMENT) | {"c/all.tsv": "a\tB-X\n"})
+    done = cli("brat2iob.py", "--input", tmp_path / "c", "--output_dir", tmp_path / "out")
+    assert done.returncode == 0 and "all.tsv: an IOB file beside .ann files is left out" in done.stderr
+
+
 def test_inputs_with_one_split_name_are_joined_with_their_source(tmp_path):
     write(tmp_path, under("x/train/", DOCUMENT) | under("y/train/", {"a.txt": "other", "a.ann": ""}))
     out = tmp_path / "o"
@@ -799,6 +805,7 @@ SENTENCES = [  # | marks each break
     "It was described by J. Smith in 1990.| It is rare.",
     "We gave vitamin C.| It helped.",
     "She has hepatitis B.| The virus spreads.",
+    "Asked about pain, she said no.| Then she left for bed No. 5.",
     # numbers
     "The pH was 7.| It rose.",
     "The dose was 0.5.| Then 1.5 came.",

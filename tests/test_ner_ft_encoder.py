@@ -304,12 +304,26 @@ def test_usage_errors_exit_2(cli, tmp_path, args):
     assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_unknown_training_argument_is_a_usage_error(cli, rare_en, tiny_models, tmp_path):
+@pytest.mark.parametrize("setting", ["learning_rat=1", "eval_strategy=no"])
+def test_a_wrong_training_argument_is_a_usage_error(cli, rare_en, tiny_models, tmp_path, setting):
     done = cli(
         "ner_ft_encoder.py", "--model", tiny_models["bert"], "--train_file", rare_en / "dev.jsonl", "--max_length", 64,
-        "--stride", 8, "--output_dir", tmp_path / "x", "--training_args", "learning_rat=1",
+        "--validation_file", rare_en / "dev.jsonl", "--stride", 8, "--output_dir", tmp_path / "x",
+        "--training_args", setting,
     )  # fmt: skip
-    assert done.returncode == 2 and "learning_rat" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and setting.split("=")[0] in done.stderr and "Traceback" not in done.stderr
+
+
+def test_patience_starts_with_the_first_entity_found(cli, rare_en, tiny_models, tmp_path):
+    """At so low a rate nothing is ever found: all epochs are made, and a warning says so."""
+    done = cli(
+        "ner_ft_encoder.py", "--model", tiny_models["bert"], "--train_file", rare_en / "train.jsonl",
+        "--validation_file", rare_en / "dev.jsonl", "--limit", 20, "--max_length", 64, "--stride", 8, "--output_dir",
+        tmp_path, "--early_stopping_patience", 1, "--num_train_epochs", 4, "--learning_rate", 1e-9,
+    )  # fmt: skip
+    assert done.returncode == 0 and "no development entity was found" in done.stderr, done.stderr
+    history = json.loads((tmp_path / "run.json").read_text())["history"]
+    assert [row["f1"] for row in history if "f1" in row] == [0, 0, 0, 0]
 
 
 def test_predicting_any_number_of_records_in_any_chunks(trained, monkeypatch):
