@@ -315,14 +315,15 @@ def test_a_wrong_training_argument_is_a_usage_error(cli, rare_en, tiny_models, t
 
 
 def test_patience_starts_with_the_first_entity_found(cli, rare_en, tiny_models, tmp_path):
-    """At so low a rate nothing is ever found: all epochs are made, and a warning says so."""
+    """With nothing to be found in the development records F1 stays 0: all epochs are made, and a warning says so."""
+    write_jsonl(tmp_path / "dev.jsonl", [{"id": "1", "text": "Nothing to report.", "entities": []}])
     done = cli(
-        "ner_ft_encoder.py", "--model", tiny_models["bert"], "--train_file", rare_en / "train.jsonl",
-        "--validation_file", rare_en / "dev.jsonl", "--limit", 20, "--max_length", 64, "--stride", 8, "--output_dir",
-        tmp_path, "--early_stopping_patience", 1, "--num_train_epochs", 4, "--learning_rate", 1e-9,
+        "ner_ft_encoder.py", "--model", tiny_models["bert"], "--train_file", rare_en / "train.jsonl", "--limit", 20,
+        "--validation_file", tmp_path / "dev.jsonl", "--max_length", 64, "--stride", 8, "--output_dir", tmp_path / "m",
+        "--early_stopping_patience", 1, "--num_train_epochs", 4,
     )  # fmt: skip
     assert done.returncode == 0 and "no development entity was found" in done.stderr, done.stderr
-    history = json.loads((tmp_path / "run.json").read_text())["history"]
+    history = json.loads((tmp_path / "m" / "run.json").read_text())["history"]
     assert [row["f1"] for row in history if "f1" in row] == [0, 0, 0, 0]
 
 
