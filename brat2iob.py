@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = []
 # ///
-"""Every corpus in: turn annotated text into records (JSONL) and IOB files, and lose no mention in silence.
+"""Every corpus in, every corpus out: annotated text to records (JSONL) and IOB files, or back to BRAT.
 
 Each document is read with the offsets as its own annotation tool counted them (the unit that makes the reference texts
 agree), cut into sentences, and tokenized by runs of letters, runs of digits and single symbols. `entities` holds every
@@ -11,12 +11,15 @@ mention, nested, overlapping and discontinuous ones too; `tags` hold what one co
 
     python brat2iob.py --input data/rare_en --output_dir out/rare_en
     python brat2iob.py --input my_corpus/train my_corpus/test --output_dir out --unit document --to jsonl
-    python brat2iob.py --input ncbi/train.tsv ncbi/devel.tsv --output_dir out/ncbi
+    python brat2iob.py --input CDR_TestSet.PubTator.txt --output_dir out/cdr --split 0.8 0.1 0.1
+    python brat2iob.py --input out/rare_en/minilm/test.pred.jsonl --output_dir out/look --to brat
+    python brat2iob.py --input data/rare_en --stats
 
-Reads   BRAT folders (.txt + .ann; sub-folders are splits), IOB/CoNLL files (.iob .conll .bio .tsv, .gz; 2-4 columns;
-        IOB1 IOB2 IOBES BILOU), plain text (--input_format text)
-Writes  OUTPUT_DIR/SPLIT.jsonl and SPLIT.iob, each with a sidecar .run.json. Offsets: code points, end exclusive
-Needs   nothing but Python
+Reads   BRAT folders (.txt + .ann, or .a1 .a2; sub-folders are splits), PubTator, BioC (XML, JSON), IOB/CoNLL (2-4
+        columns; IOB1 IOB2 IOBES BILOU), CSV of tokens and tags, ChemProt and RuDReC files, JSONL (ours, and Hugging
+        Face's `tokens` + `ner_tags`), plain text (--input_format text); each file also .gz
+Writes  OUTPUT_DIR/SPLIT.jsonl and SPLIT.iob, or the BRAT folder SPLIT/, each with a sidecar; offsets are code points
+Needs   nothing but Python; memory for one document and all document ids (--overlap layers: for the IOB files)
 Source  the BRAT standoff format, brat.nlplab.org/standoff.html; replaces brat2iob.py of qiuhaolu/tner (RareDis)
 Differs from that script, on RareDis train + dev: 100 % of 11,884 mentions in `entities`, where it keeps 87.3 % and adds
         665 that are not in the gold; fragments all kept, where it keeps the first; sentences by rules that know
@@ -24,15 +27,24 @@ Differs from that script, on RareDis train + dev: 100 % of 11,884 mentions in `e
 """
 
 import argparse
+import ast
+import csv
 import gzip
+import hashlib
 import itertools
 import json
 import os
+import random
 import re
+import shutil
 import sys
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict, deque
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from xml.etree import ElementTree
 
 from utils import (
     DataError,
@@ -40,58 +52,109 @@ from utils import (
     flat_tags,
     flat_view,
     fragments,
+    iob_lines,
+    iob_record,
     is_iob,
     log,
     read_iob,
+    read_jsonl,
+    read_lines,
+    read_type_map,
     run,
+    sentence_starts,
     sha256,
     span_text,
-    write_iob,
-    write_iob_through,
-    write_jsonl,
+    split_tag,
+    to_json,
+    tokenize,
     write_sidecar,
     writing,
 )
 
 NEAR = 20  # a wrong offset is mended within so many characters, as far as real drift goes (PharmaCoNER: 1-2)
 SHOWN = 20  # warnings of one kind printed; the rest is in --report
-BRACKET = 250  # no sentence break in a bracket that closes within so many characters; keeps the search linear
+GAP = 1000  # characters of padding between passages at most; a larger gap is a wrong offset, not a gap
+BATCH = 16  # documents that go to a worker at a time
 
 # ---------------------------------------------------------------------------- the report
 
 
 class Report:
-    """Counts what was read, mended, left out and written; prints each warning once, SHOWN of a kind."""
+    """What was read, mended, left out and written, and what is wrong: of one document, or (`add`) of all."""
 
     def __init__(self):
-        self.counts, self.flat, self.kinds, self.messages = Counter(), Counter(), Counter(), []
+        self.counts, self.flat, self.types, self.kinds, self.messages = Counter(), Counter(), Counter(), Counter(), []
 
     def warn(self, kind, where, what, level="warning"):
         """Note what is wrong at the file and line `where`."""
-        self.kinds[level, kind] += 1
         self.messages.append({"level": level, "kind": kind, "where": where, "what": what})
-        if level == "error" or self.kinds[level, kind] <= SHOWN:
-            log(f"{level}: {where}: {what}")
-        elif self.kinds[level, kind] == SHOWN + 1:
-            log(f"warning: more like the last ({kind}) are counted, not shown; --report FILE lists them all")
 
-    def error(self, kind, where, what):
-        self.warn(kind, where, what, "error")
+    def add(self, other):
+        """Take in another report; print its messages, SHOWN of a kind."""
+        self.counts.update(other.counts)
+        self.flat.update(other.flat)
+        self.types.update(other.types)
+        for message in other.messages:
+            level, kind, where, what = message.values()
+            self.messages.append(message)
+            self.kinds[level, kind] += 1
+            if level == "error" or self.kinds[level, kind] <= SHOWN:
+                log(f"{level}: {where}: {what}")
+            elif self.kinds[level, kind] == SHOWN + 1:
+                log(f"warning: more like the last ({kind}) are counted, not shown; --report FILE lists them all")
+
+
+def note(kind, where, what, level="warning", **counts):
+    """A report of one message."""
+    report = Report()
+    report.warn(kind, where, what, level)
+    report.counts.update(counts)
+    return report
+
+
+def broken(error):
+    """What is yielded for a document that can't be read: a report, and nothing else."""
+    where, _, what = str(error).partition(": ")
+    left_out = {"left out": 1}
+    return {"report": note("broken document", where, f"{what} (document left out)", "error", **left_out)}
+
+
+def attempt(read, *args):
+    """read(*args), a document; or, where it is broken or unreadable, the report of that."""
+    try:
+        return read(*args)
+    except DataError as error:
+        return broken(error)
+    except OSError as error:
+        return broken(f"{error.filename}: {error.strerror}")
+
+
+@contextmanager
+def fields(where):
+    """Around code that takes JSON or XML apart: a field that is missing, or of another kind, breaks the document."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise DataError(f"{where}: a field is missing or not of its kind ({type(error).__name__}); "
+                        "compare it with the format's description") from None  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- BRAT
 
-# The units in which tools count offsets: how wide a character is in each, given the one before it.
-UNITS = {
-    "code points": lambda char, before: 1,
-    "code points, CRLF as one": lambda char, before: char != "\n" or before != "\r",
-    "UTF-16 units": lambda char, before: 1 + (char > "\uffff"),
-    "UTF-8 bytes": lambda char, before: len(char.encode("utf-8")),
-}
-T_LINE = re.compile(r"(\S+)\s+(\d{1,15}\s+\d{1,15}(?:\s*;\s*\d{1,15}\s+\d{1,15})*)\s*", re.ASCII)
-AGREEING = {"same": 2, "spaces": 1, "quotes": 1, "letters": 1, "longer": 0, None: 0}  # worth as evidence
-QUOTES = str.maketrans("", "", "\"'")
-LOOKALIKES = str.maketrans("‘’‚“”„«»–—−‐‑", '\'\'\'"""""-----')
+# A reader yields documents: {"doc_id", "report"?, "other"?} and one of
+#   "parts": [(start in the document, text, whether a byte order mark was taken off, mentions)], offsets still to be
+#            resolved; a mention is (where it stands, id, type, spans, reference text or None)
+#   "text", "entities": resolved; "edges", "ids" (both optional): where its units begin, and their ids
+#   "units": records that came with their own tokens
+# or {"report"} alone for a document that is left out.
+
+SPANS = r"\d{1,15}\s+\d{1,15}(?:\s*;\s*\d{1,15}\s+\d{1,15})*"
+T_LINE = re.compile(rf"(\S+)\s+({SPANS})\s*", re.ASCII)
+ANY_LINE = re.compile(r"[A-Z*#]\w*\t")
+NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+ANN = (".ann", ".a1", ".a2")
 
 
 def decode(path, encoding):
@@ -112,27 +175,493 @@ def decode(path, encoding):
 
 
 def read_annotations(path, encoding, report):
-    """Return (T lines as (line number, id, type, spans, reference or None), all other lines) of an .ann file."""
-    mentions, other, seen = [], [], set()
+    """Return (mentions, all other lines) of an .ann file."""
+    mentions, other, seen, blank = [], [], set(), 0
     for number, line in enumerate(decode(path, encoding)[0].split("\n"), 1):
-        line = line.removesuffix("\r")
-        if not line.startswith("T"):
-            if line.strip():
-                other.append(line)
-                report.counts[f"lines {line[0] if line[0] in 'REAMN*#' else '?'}"] += 1
-                if line[0] not in "REAMN*#":
-                    report.warn("unknown line", f"{path}:{number}", "not a BRAT line; passed over")
-            continue
-        cells = line.split("\t", 2)
-        match = T_LINE.fullmatch(cells[1]) if len(cells) > 1 and " " not in cells[0] else None
-        if not match:
-            raise DataError(f"{path}:{number}: not `ID<TAB>TYPE START END<TAB>text`; mend or delete the line")
-        if cells[0] in seen:
-            report.warn("duplicate id", f"{path}:{number}", f"{cells[0]} stands twice; both are kept")
-        seen.add(cells[0])
-        spans = [[int(edge) for edge in span.split()] for span in match[2].split(";")]
-        mentions.append((number, cells[0], match[1], spans, "".join(cells[2:]) or None))
+        line, where = line.removesuffix("\r"), f"{path}:{number}"
+        if not line.strip():
+            blank += 1
+        elif line[0] == "T":
+            mentions.append(text_bound(line, where, seen, report))
+            blank = 0
+        elif mentions and not ANY_LINE.match(line) and is_cut(mentions[-1]):  # its text has line ends, raw
+            mentions[-1] = (*mentions[-1][:4], mentions[-1][4] + "\n" * (blank + 1) + line)
+            blank = 0
+        else:
+            other.append(line)
+            report.counts[f"lines {line[0] if line[0] in 'REAMN*#' else '?'}"] += 1
+            if line[0] not in "REAMN*#":
+                report.warn("unknown line", where, "not a BRAT line; passed over")
     return mentions, other
+
+
+def text_bound(line, where, seen, report):
+    """The mention of a T line."""
+    cells = line.split("\t", 2)
+    match = T_LINE.fullmatch(cells[1]) if len(cells) > 1 and " " not in cells[0] else None
+    if not match:
+        raise DataError(f"{where}: not `ID<TAB>TYPE START END<TAB>text`; mend or delete the line")
+    if cells[0] in seen:
+        report.warn("duplicate id", where, f"{cells[0]} stands twice; both are kept")
+    seen.add(cells[0])
+    spans = [[int(edge) for edge in span.split()] for span in match[2].split(";")]
+    return where, cells[0], match[1], spans, "".join(cells[2:]) or None
+
+
+def is_cut(mention):
+    """Whether a mention's reference text is shorter than its spans."""
+    return len(mention[4] or "") < sum(end - start for start, end in mention[3])
+
+
+def brat_document(doc_id, txt, anns, encoding):
+    report, mentions, other = Report(), [], []
+    text, had_bom = decode(txt, encoding)
+    for ann in anns:
+        found, rest = read_annotations(ann, encoding, report)
+        mentions += found
+        other += rest
+    return {"doc_id": doc_id, "parts": [(0, text, had_bom, mentions)], "other": other, "report": report}
+
+
+def read_brat(folder, names, encoding):
+    """Yield the documents of a folder; `names` are the relative paths of its .txt, .ann, .a1 and .a2 files."""
+    pairs = {}
+    for name in names:
+        base, suffix = os.path.splitext(name)
+        if suffix.lower() in pairs.setdefault(base, {}):
+            what = "the same name stands in small and capital letters"
+            yield {"report": note("two files", os.path.join(folder, name), what, "error")}
+        pairs[base][suffix.lower()] = os.path.join(folder, name)
+    if not any(suffix in pair for pair in pairs.values() for suffix in ANN):
+        raise DataError(f"{folder}: no .ann file beside a .txt; for plain texts use --input_format text")
+    for name, pair in sorted(pairs.items()):
+        anns = [pair[suffix] for suffix in ANN if suffix in pair]
+        left_out = {"left out": 1}
+        if ".txt" not in pair:
+            what = "no .txt of the same name beside it; left out"
+            yield {"report": note("no text", anns[0], what, "error", **left_out)}
+        elif not anns:
+            what = "no .ann beside it; left out (not an empty gold)"
+            yield {"report": note("no annotations", pair[".txt"], what, **left_out)}
+        else:
+            yield attempt(brat_document, name.replace(os.sep, "/"), pair[".txt"], anns, encoding)
+
+
+# ---------------------------------------------------------------------------- other formats
+
+
+def read_pubtator(path, encoding):
+    """Yield the documents of a PubTator file: one begins at each `ID|t|title`."""
+    block = []
+    for number, line in itertools.chain(read_lines(path, encoding), [(0, None)]):
+        if block and (line is None or re.match(r"[^|\s]+\|t\|", line)):
+            yield attempt(pubtator_document, path, block)
+            block = []
+        if line and line.strip():
+            block.append((number, line))
+
+
+def pubtator_document(path, block):
+    """Title and abstract with one character between them; rows of 6 or 7 columns are mentions, of 4 or 5 relations."""
+    report, texts, mentions, doc_id = Report(), [], [], None
+    for number, line in block:
+        section, cells, where = re.match(r"([^|\s]+)\|\w\|(.*)", line), line.split("\t"), f"{path}:{number}"
+        doc_id = doc_id or (section and section[1])
+        if (section[1] if section else cells[0]) != doc_id or not doc_id:
+            raise DataError(f"{where}: not a line of document {doc_id}; begin each document with `ID|t|title`")
+        if section:
+            texts.append(section[2])
+        elif len(cells) >= 5 and NUMBER.fullmatch(cells[1]) and NUMBER.fullmatch(cells[2]) and cells[4].strip():
+            mentions.append((where, "mention", cells[4].strip(), [[int(cells[1]), int(cells[2])]], cells[3]))
+        elif len(cells) in (4, 5):
+            report.counts["lines R"] += 1
+        else:
+            raise DataError(f"{where}: neither `ID<TAB>START<TAB>END<TAB>text<TAB>TYPE<TAB>CONCEPT` nor a relation")
+    return {"doc_id": doc_id, "parts": [(0, "\n".join(texts), False, mentions)], "report": report}
+
+
+def read_bioc(path, encoding):
+    """Yield the documents of a BioC file, XML or JSON."""
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        head = file.read(1 << 16).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")
+        file.seek(0)
+        if b"<!ENTITY" in head:
+            raise DataError(f"{path}: declares XML entities, which BioC has no use for; remove them")
+        for document in bioc_xml(path, file) if head[:1] == b"<" else parsed(path, encoding)["documents"]:
+            yield attempt(bioc_document, path, document)
+
+
+def parsed(path, encoding):
+    """A JSON file, whole."""
+    try:
+        return json.loads(decode(path, encoding)[0])
+    except ValueError as error:
+        raise DataError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {getattr(error, 'msg', 'broken')}") from None
+
+
+def bioc_xml(path, file):
+    """Yield each <document> as BioC JSON has it; one at a time in memory."""
+
+    def piece(element):
+        inner = {f"{name}s": [piece(each) for each in element.findall(name)] for name in ("annotation", "sentence")}
+        infons = {infon.get("key"): infon.text for infon in element.findall("infon")}
+        spans = [dict(at.items()) for at in element.findall("location")]
+        own = {"id": element.get("id"), "text": element.findtext("text"), "offset": element.findtext("offset")}
+        return own | inner | {"infons": infons, "locations": spans}
+
+    try:
+        for _, element in ElementTree.iterparse(file):
+            if element.tag == "document":
+                relations = list(element.iter("relation"))
+                yield {"id": element.findtext("id"), "passages": [piece(each) for each in element.iter("passage")],
+                       "relations": relations}  # fmt: skip
+                element.clear()
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path}:{error.position[0]}: not well-formed XML; get the file anew") from None
+
+
+def bioc_document(path, document):
+    """Passages, or their sentences, at their offsets; the annotations' offsets are counted from their passage."""
+    parts, report, position = [], Report(), 0
+    with fields(f"{path}: document {document.get('id')}"):
+        report.counts["lines R"] += len(document.get("relations") or ())
+        for passage in document["passages"]:
+            inner = [passage] if passage.get("text") else passage.get("sentences") or ()
+            notes = list(passage.get("annotations") or ()) if passage not in inner else []
+            base, text = int(passage["offset"]), ""
+            for each in inner:
+                text += padding(int(each["offset"]) - base - len(text)) + each["text"]
+                notes += each.get("annotations") or ()
+            position += len(pad := padding(base - position) or "\n" * bool(parts))
+            if parts:  # what is between two passages ends the first
+                parts[-1] = (parts[-1][0], parts[-1][1] + pad, *parts[-1][2:])
+            parts.append((position, text, False, [bioc_mention(path, document, each, base) for each in notes]))
+            position += len(text)
+    return {"doc_id": str(document["id"]), "parts": parts, "report": report}
+
+
+def bioc_mention(path, document, annotation, base):
+    spans = [[int(at["offset"]) - base, int(at["offset"]) - base + int(at["length"])] for at in annotation["locations"]]
+    name, type_ = str(annotation.get("id")), annotation["infons"]["type"].strip()
+    if not spans or not type_:
+        raise ValueError
+    return f"{path}: document {document['id']}, annotation {name}", name, type_, spans, annotation.get("text")
+
+
+def padding(gap):
+    """Text between two passages: `gap` characters, the last a line end."""
+    return "\n".rjust(min(gap, GAP)) if gap > 0 else ""
+
+
+def read_chemprot(path, encoding):
+    """Yield the documents of ChemProt's PREFIX_abstracts.tsv (ID, title, abstract) with its PREFIX_entities.tsv."""
+    mentions, entities = defaultdict(list), "entities".join(path.rsplit("abstracts", 1))
+    for number, line in read_lines(entities, encoding):
+        cells, where = line.split("\t"), f"{entities}:{number}"
+        if len(cells) != 6 or not NUMBER.fullmatch(cells[3]) or not NUMBER.fullmatch(cells[4]) or not cells[2].strip():
+            raise DataError(f"{where}: not `ID<TAB>T1<TAB>TYPE<TAB>START<TAB>END<TAB>text`")
+        mentions[cells[0]].append((where, cells[1], cells[2], [[int(cells[3]), int(cells[4])]], cells[5]))
+    for number, line in read_lines(path, encoding):
+        doc_id, *texts = line.split("\t", 2)
+        if len(texts) != 2:
+            yield broken(f"{path}:{number}: not `ID<TAB>title<TAB>abstract`")
+            continue
+        yield {"doc_id": doc_id, "parts": [(0, "\n".join(texts), False, mentions.pop(doc_id, []))]}
+    for doc_id, left in mentions.items():
+        yield broken(f"{left[0][0]}: no abstract of the id {doc_id}")
+
+
+def read_rudrec(path, encoding):
+    """Yield the reviews of RuDReC's JSON lines, each rebuilt from its sentences; the file is held in memory."""
+    reviews = defaultdict(list)
+    for number, line in read_lines(path, encoding):
+        if line.strip():
+            with fields(f"{path}:{number}"):
+                sentence = json.loads(line)
+                reviews[sentence["file_name"]].append((int(sentence["sentence_id"]), number, sentence))
+    for name, sentences in reviews.items():
+        yield attempt(rudrec_document, path, name, sentences)
+
+
+def rudrec_document(path, name, sentences):
+    parts, position = [], 0
+    for _, number, sentence in sorted(sentences, key=lambda each: each[:2]):
+        with fields(f"{path}:{number}"):
+            text = sentence["text"] if sentence["text"].endswith("\n") else sentence["text"] + "\n"
+            mentions = [(f"{path}:{number}", str(e["entity_id"]), e["entity_type"], [[int(e["start"]), int(e["end"])]],
+                         e["entity_text"]) for e in sentence["entities"]]  # fmt: skip
+            parts.append((position, text, False, mentions))
+            position += len(text)
+    return {"doc_id": os.path.splitext(name)[0], "parts": parts, "edges": [start for start, *_ in parts]}
+
+
+def read_text(folder, names, encoding):
+    """Yield documents without entities, for prediction."""
+
+    def document(name):
+        doc_id = os.path.splitext(name.removesuffix(".gz"))[0].replace(os.sep, "/")
+        return {"doc_id": doc_id, "text": decode(os.path.join(folder, name), encoding)[0], "entities": []}
+
+    for name in sorted(name for name in names if not name.lower().endswith(ANN)):
+        yield attempt(document, name)
+
+
+def read_conll(path, encoding):
+    """Yield the documents of an IOB/CoNLL file; their `units` are the file's own, with its tokens."""
+    for doc_id, group in itertools.groupby(read_iob(path, encoding), key=lambda record: record["doc_id"]):
+        yield {"doc_id": doc_id, "units": list(group)}
+
+
+# Columns of the CSV files met: RareDis (two layouts), MedMentions (lists written as Python does)
+COLUMNS = {
+    "token": ("Token", "Word", "Full Text"),
+    "tag": ("Tag", "Entity Codes"),
+    "document": ("File", "File ID"),
+    "sentence": ("Sentence_Num", "Sentence #"),
+}
+
+
+def read_csv(path, encoding):
+    """Yield the documents of a CSV file: a token and its tag in each row, or lists of them."""
+    csv.field_size_limit(1 << 30)
+    rows = csv.DictReader(f"{line}\n" for _, line in read_lines(path, encoding))
+    try:
+        found = rows.fieldnames or ()
+        known = {use: next((name for name in names if name in found), None) for use, names in COLUMNS.items()}
+        if not known["token"] or not known["tag"]:
+            raise DataError(f"{path}:1: no column named Token or Word, or none named Tag; name them so")
+        yield from csv_documents(path, rows, known)
+    except csv.Error as error:
+        raise DataError(f"{path}:{rows.line_num}: broken CSV: {error}") from None
+
+
+def csv_documents(path, rows, known):
+    cells = ((rows.line_num, {use: row.get(name) or "" for use, name in known.items()}) for row in rows)
+    if not known["document"] and not known["sentence"]:
+        for number, (line, row) in enumerate(cells):
+            yield attempt(token_document, f"{path}:{line}", str(number), [listed(f"{path}:{line}", row)])
+        return
+    for number, (doc_id, group) in enumerate(itertools.groupby(cells, key=lambda cell: cell[1]["document"])):
+        units_, where = [], None
+        for _, sentence in itertools.groupby(group, key=lambda cell: cell[1]["sentence"]):
+            lines = list(sentence)
+            where = where or f"{path}:{lines[0][0]}"
+            units_.append(([row["token"] for _, row in lines], [row["tag"] for _, row in lines]))
+        yield attempt(token_document, where, doc_id or str(number), units_)
+
+
+def listed(where, row):
+    """The tokens and tags of a row that holds Python lists, without their <START> and <END>."""
+    with fields(where):
+        pairs = list(zip(ast.literal_eval(row["token"]), ast.literal_eval(row["tag"]), strict=True))
+        pairs = [(token, tag) for token, tag in pairs if token not in ("<START>", "<END>")]
+        return [token for token, _ in pairs], [tag for _, tag in pairs]
+
+
+def token_document(where, doc_id, units):
+    """A document of units that are (tokens, tags)."""
+    with fields(where):
+        for tokens, tags in units:
+            if len(tokens) != len(tags) or not all(isinstance(each, str) for each in (*tokens, *tags)):
+                raise DataError(f"{where}: tokens and tags must be strings, and as many; write the tags' names")
+            for tag in tags:
+                split_tag(tag)
+    full = [[pair for pair in zip(*unit, strict=True) if pair[0].strip()] for unit in units]
+    report, empty = Report(), sum(len(unit[0]) for unit in units) - sum(map(len, full))
+    if empty:
+        report.warn("empty token", where, f"{empty} tokens of white space in this document; left out")
+    made = [
+        iob_record(f"{doc_id}:{i}", doc_id, *map(list, zip(*unit, strict=True))) for i, unit in enumerate(full) if unit
+    ]
+    return {"doc_id": doc_id, "units": made, "report": report}
+
+
+def read_json(path, encoding):
+    """Yield the documents of a JSONL file: our records, those of a document joined, or `tokens` with `ner_tags`."""
+    lines = ((number, line) for number, line in read_lines(path, encoding) if line.strip())
+    number, line = next(lines, (1, ""))
+    if line.lstrip().startswith("["):
+        yield from (attempt(hugging_face, path, i, row) for i, row in enumerate(parsed(path, encoding), 1))
+    elif line and not re.search(r'"text"\s*:', line):
+        yield from (attempt(hugging_face, path, *row) for row in itertools.chain([(number, line)], lines))
+    else:
+        for doc_id, group in itertools.groupby(read_jsonl(path), key=lambda record: record["doc_id"]):
+            yield from joined(doc_id, list(group))
+
+
+def hugging_face(path, number, row):
+    """The document of an object with `tokens` and `ner_tags`, which are names."""
+    where = f"{path}:{number}"
+    with fields(where):
+        row = json.loads(row) if isinstance(row, str) else row
+        tags = next((row[name] for name in ("ner_tags", "tags", "labels") if name in row), None)
+        if tags is None:
+            raise DataError(f"{where}: no `ner_tags` beside its `tokens`; is it a file of token labels?")
+        return token_document(where, str(row.get("id", number - 1)), [(row["tokens"], tags)])
+
+
+def joined(doc_id, records):
+    """The documents that records of one doc_id make: units that follow each other without a gap are one."""
+    if any(record.get("pretokenized") for record in records):
+        yield {"doc_id": doc_id, "units": records}
+        return
+    run_, end = [], None
+    for record in [*sorted(records, key=lambda record: record["start"]), None]:
+        if run_ and (record is None or record["start"] != end):
+            start, texts = run_[0]["start"], [each["text"] for each in run_]
+            edges = [each["start"] - start for each in run_]
+            entities = [shifted(e, -by) for by, each in zip(edges, run_, strict=True) for e in each["entities"]]
+            entities.sort(key=lambda e: (e["start"], -e["end"], e["type"]))
+            kept = {"edges": edges, "ids": [each["id"] for each in run_]} if len(run_) > 1 else {}
+            other = [line for each in run_ for line in each.get("other", ())]
+            yield {
+                "doc_id": doc_id,
+                "start": start,
+                "text": "".join(texts),
+                "entities": entities,
+                "other": other,
+                **kept,
+            }
+            run_ = []
+        if record:
+            run_.append(record)
+            end = record["start"] + len(record["text"])
+
+
+READERS = {"brat": read_brat, "pubtator": read_pubtator, "bioc": read_bioc, "conll": read_conll, "csv": read_csv,
+           "chemprot": read_chemprot, "rudrec": read_rudrec, "jsonl": read_json, "text": read_text}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- what the inputs hold
+
+
+def find_inputs(paths, input_format):
+    """Return [(split, format, folder, names)]: what each path holds, in the order given."""
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if os.path.isdir(path):
+            found += search_folder(path, input_format)
+            continue
+        if not os.path.exists(path):
+            raise DataError(f"{path}: no such file or folder; check --input")
+        kind = detect(path) if input_format == "auto" else input_format
+        if kind is None:
+            raise DataError(f"{path}: not a file this script knows; say what it is with --input_format")
+        beside = [other for other in os.listdir(folder or ".") if stem(other) == stem(name) and is_brat(other)]
+        found.append((stem(name, kind), kind, folder, beside if kind == "brat" else [name]))
+    return [item for i, item in enumerate(found) if item not in found[:i]]
+
+
+def search_folder(folder, input_format):
+    """What one folder holds: its documents make one split with all below; else each sub-folder and file is one."""
+    here = sorted(name for name in os.listdir(folder) if name[0] != "." and name != "__MACOSX")
+    files = [name for name in here if os.path.isfile(os.path.join(folder, name))]
+    here = [name for name in here if name not in files]
+    kinds = {name: detect(os.path.join(folder, name)) for name in files if f"{name}.run.json" not in files}
+    kinds = {name: kind for name, kind in kinds.items() if kind and input_format in ("auto", kind)}
+    mark = (".txt", ".txt.gz") if input_format == "text" else ANN
+    if input_format not in ("auto", "brat", "text") or not any(name.lower().endswith(mark) for name in files):
+        found = [(stem(name, kind), kind, folder, [name]) for name, kind in kinds.items() if kind != "brat"]
+        found += itertools.chain.from_iterable(search_folder(os.path.join(folder, name), input_format) for name in here)
+        if found or not any(map(is_brat, files)) or input_format not in ("auto", "brat"):
+            return found
+    for name in kinds if input_format == "auto" else ():
+        if not is_brat(name):
+            log(f"warning: {os.path.join(folder, name)}: beside .ann files and left out; name it as --input")
+    names = []
+    for root, below, inside in os.walk(folder):
+        below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
+        names += [os.path.relpath(os.path.join(root, name), folder) for name in inside if is_brat(name)]
+    return [(os.path.basename(os.path.abspath(folder)), input_format.replace("auto", "brat"), folder, names)]
+
+
+def detect(path):
+    """The format of a file by its name and its first characters, or None."""
+    name, siblings = os.path.basename(path).lower().removesuffix(".gz"), os.path.splitext(path)[0]
+    if name.endswith(ANN) or (name.endswith(".txt") and any(os.path.exists(siblings + suffix) for suffix in ANN)):
+        return "brat"
+    table = re.search(r"_(abstracts|entities|relations|gold_standard)\.tsv$", name)
+    if table and os.path.exists(path[: -len(table[0])] + "_entities.tsv"):
+        return "chemprot" if table[1] == "abstracts" else None
+    if is_iob(name):
+        return "conll"
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        head = file.read(1 << 16).replace(b"\0", b"").decode("utf-8", "replace").lstrip("\ufeff\ufffd \r\n\t")
+    if name.endswith(".csv"):
+        return "csv"
+    if re.match(r"[^|\s]+\|t\|", head):
+        return "pubtator"
+    if re.match(r"<\?xml|<!DOCTYPE|<collection", head):
+        return "bioc"
+    if head.startswith("{") and re.search(r'"(?:passages|documents)"\s*:', head[:4096]):
+        return "bioc"
+    if head.startswith("{") and re.search(r'"sentence_id"\s*:', head) and re.search(r'"file_name"\s*:', head):
+        return "rudrec"
+    return "jsonl" if re.match(r"\[?\s*\{", head) and re.search(r'"(?:text|tokens)"\s*:', head) else None
+
+
+def is_brat(name):
+    """Whether a file name is one of a document; `._x.ann` and other hidden files are not."""
+    return name.lower().endswith((".txt", *ANN)) and name[0] != "."
+
+
+def stem(name, kind=None):
+    """The file name without .gz and suffix, and without ChemProt's _abstracts."""
+    base = os.path.splitext(name.removesuffix(".gz"))[0]
+    return base.removesuffix("_abstracts") if kind == "chemprot" else base
+
+
+def read_documents(inputs, args):
+    """Yield the documents of one split's inputs; of a document that stands twice only a report."""
+    seen = {}
+    for _, kind, folder, names in inputs:
+        for name in names if kind not in ("brat", "text") else [None]:
+            path = os.path.normpath(folder) if name is None else os.path.join(folder, name)
+            reader = partial(READERS[kind], folder, names) if name is None else partial(READERS[kind], path)
+            for document in reader(args.encoding):
+                if "doc_id" in document and len(inputs) > 1:
+                    document["source"] = path
+                    if kind in ("conll", "csv"):  # their ids are running numbers
+                        document["doc_id"] = f"{path}/{document['doc_id']}"
+                yield named(document, path, kind, seen) if "doc_id" in document else document
+
+
+def named(document, path, kind, seen):
+    """A document with an id of its own; only a report if it was met before with the same text and mentions."""
+    doc_id = os.fsencode(document["doc_id"]).decode("utf-8", "replace")  # a file name may be no UTF-8
+    parts, units_ = document.get("parts", ()), document.get("units", ())
+    content = [(part[1], [mention[1:] for mention in part[3]]) for part in parts]
+    digest = hash(repr([content, document.get("text"), document.get("entities"), units_]))
+    found = seen.setdefault((doc_id, document.get("start", 0)), [])
+    if digest in found and kind != "conll":
+        n = sum(len(part[3]) for part in parts) + sum(
+            len(each["entities"]) for each in units_ or [document] if not parts
+        )
+        counts = {"duplicate documents": 1, "duplicates": n, "read": n}
+        what = "same id, text and mentions again; kept once"
+        return {"report": note("duplicate document", f"{path}: {doc_id}", what, **counts)}
+    found.append(digest)
+    document["doc_id"] = doc_id if len(found) == 1 else f"{doc_id}~{len(found)}"
+    if len(found) > 1:
+        what = f"same id, another text or other mentions: now {document['doc_id']}"
+        document.setdefault("report", Report()).warn("renamed document", f"{path}: {doc_id}", what)
+    return document
+
+
+# ---------------------------------------------------------------------------- mentions to entities
+
+# The units in which tools count offsets: how wide a character is in each, given the one before it.
+UNITS = {
+    "code points": lambda char, before: 1,
+    "code points, CRLF as one": lambda char, before: char != "\n" or before != "\r",
+    "UTF-16 units": lambda char, before: 1 + (char > "\uffff"),
+    "UTF-8 bytes": lambda char, before: len(char.encode("utf-8")),
+}
+AGREEING = {"same": 2, "spaces": 1, "quotes": 1, "letters": 1, "longer": 0, None: 0}  # worth as evidence
+LINE_ENDS = str.maketrans("\t\r\n", "   ")  # as BRAT writes them
+QUOTES = str.maketrans("", "", "\"'")
+LOOKALIKES = str.maketrans("‘’‚“”„«»–—−‐‑", '\'\'\'"""""-----')
 
 
 def agreement(reference, text):
@@ -140,7 +669,7 @@ def agreement(reference, text):
 
     "quotes": CSV writers double or drop them; "letters": case, typographic quotes and dashes; "longer": more after it.
     """
-    if reference is None or reference == text:
+    if reference is None or reference == text or reference == text.translate(LINE_ENDS):
         return "same"
     if "".join(reference.split()) == "".join(text.split()):
         return "spaces"
@@ -196,17 +725,17 @@ def nearby(reference, text, start):
     return at if at >= 0 and text.startswith(reference, at) else start + found[0]
 
 
-def make_entity(mention, where, text, place, args, report):
-    """Return the entity of a T line, or None where it is left out; warn of all that is not as it should be."""
-    _, name, type_, spans, reference = mention
+def make_entity(mention, text, place, policy, report):
+    """Return the entity of a mention, or None where it is left out; warn of all that is not as it should be."""
+    where, name, type_, spans, reference = mention
     points, shift = place
     here = f"{name} {type_} {spans[0][0]}-{spans[-1][1]}"
     inside = all(shift <= a < b < len(points) + shift and points[a - shift] < points[b - shift] for a, b in spans)
     if not inside:
         raise DataError(f"{where}: {here}: not a span of the text (0-{len(points) - 1 + shift}); mend the line, "
-                        "or check that the .txt is the one annotated")  # fmt: skip
-    spans = [[points[a - shift], points[b - shift]] for a, b in spans]
-    if any(a[1] > b[0] for a, b in itertools.pairwise(sorted(spans))):
+                        "or check that the text is the one annotated")  # fmt: skip
+    given = spans = [[points[a - shift], points[b - shift]] for a, b in spans]
+    if len(spans) > 1 and any(a[1] > b[0] for a, b in itertools.pairwise(sorted(spans))):
         report.warn("overlapping fragments", where, f"{here}: fragments overlap; their union is taken")
     agreed = agreement(reference, span_text(text, spans)) or agreement(reference, span_text(text, sorted(spans)))
     if agreed is None and agreement(reference, text[min(spans)[0] : max(b for _, b in spans)]) in ("same", "spaces"):
@@ -215,17 +744,16 @@ def make_entity(mention, where, text, place, args, report):
     if not span_text(text, spans).strip():
         report.counts["dropped"] += 1
         return report.warn("white space", where, f"{here}: only white space; left out")
-    if agreed is None and args.mismatch != "keep":
-        spans = mend(spans, reference, text, args.mismatch, where, here, report)
+    if agreed is None and policy != "keep":
+        given = spans = mend(spans, reference, text, policy, where, here, report)
         if spans is None:
             return None
     elif agreed not in ("same", "spaces"):
-        what = f"{here}: reference text differs ({agreed or 'wholly'}); kept as it is"
-        report.warn("reference", where, what)
+        report.warn("reference", where, f"{here}: reference text differs ({agreed or 'wholly'}); kept as it is")
     entity = {"start": spans[0][0], "end": spans[-1][1], "type": type_, "text": span_text(text, spans)}
     if len(spans) > 1:
         entity["fragments"] = spans
-    if reference is not None and reference != entity["text"]:
+    if reference is not None and reference.split() != span_text(text, given).split():
         entity["reference"] = reference
     return entity
 
@@ -244,236 +772,96 @@ def mend(spans, reference, text, policy, where, here, report):
     return [[at, at + len(reference)]]
 
 
-def brat_document(doc_id, txt, ann, args, report):
-    """Read one .txt with its .ann into a document: {"doc_id", "text", "entities", "other"}."""
-    text, had_bom = decode(txt, args.encoding)
-    mentions, other = read_annotations(ann, args.encoding, report)
-    name, *place = find_unit(mentions, text, had_bom)
-    if name != "code points":
-        report.warn("offset unit", ann, f"offsets count {name}; turned into code points")
-    entities = {}
-    for mention in mentions:
-        entity = make_entity(mention, f"{ann}:{mention[0]}", text, place, args, report)
-        if entity:
-            key = entity["type"], *map(tuple, fragments(entity))
-            report.counts["duplicates"] += key in entities
-            entities.setdefault(key, entity)
-    report.counts["read"] += len(mentions)
-    ordered = sorted(entities.values(), key=lambda e: (e["start"], -e["end"], e["type"]))
-    return {"doc_id": doc_id, "text": text, "entities": ordered, "other": other}
+def resolve(document, args, report):
+    """Give a document of parts its `text` and `entities`: each mention in code points, exact duplicates once."""
+    entities, alias = {}, {}
+    named = document.get("other") and (args.unit == "document" or "brat" in args.to)  # other lines point to ids
+    for start, text, had_bom, mentions in document["parts"]:
+        plain = all(is_plain(mention, text) for mention in mentions)  # the usual case, and quick
+        unit, *place = ("code points",) if plain else find_unit(mentions, text, had_bom)
+        if unit != "code points":
+            report.warn("offset unit", mentions[0][0], f"offsets count {unit}; turned into code points")
+        report.counts["read"] += len(mentions)
+        for mention in mentions:
+            if plain:
+                [(low, high)] = mention[3]
+                entity = {"start": low + start, "end": high + start, "type": mention[2], "text": mention[4]}
+            else:
+                entity = make_entity(mention, text, place, args.mismatch, report)
+                entity = shifted(entity, -start) if entity and start else entity
+            if entity:
+                key = entity["type"], *map(tuple, fragments(entity))
+                report.counts["duplicates"] += key in entities
+                kept = entities.setdefault(key, entity)
+                if named:
+                    alias[mention[1]] = kept.setdefault("id", mention[1])
+    if any(name != kept for name, kept in alias.items()):  # other lines point to the mention that is kept
+        document["other"] = [re.sub(r"\bT\w+", lambda m: alias.get(m[0], m[0]), line) for line in document["other"]]
+    document["text"] = "".join(part[1] for part in document["parts"])
+    document["entities"] = sorted(entities.values(), key=lambda e: (e["start"], -e["end"], e["type"]))
 
 
-def read_brat(folder, names, args, report):
-    """Yield the documents of a folder; `names` are the relative paths of its .txt and .ann files."""
-    pairs = {}
-    for name in names:
-        base, suffix = os.path.splitext(name)
-        if suffix.lower() in pairs.setdefault(base, {}):
-            report.error("two files", os.path.join(folder, name), "the same name stands in small and capital letters")
-        pairs[base][suffix.lower()] = os.path.join(folder, name)
-    if not any(".ann" in pair for pair in pairs.values()):
-        raise DataError(f"{folder}: no .ann file beside a .txt; for plain texts use --input_format text")
-    for name, pair in sorted(pairs.items()):
-        if ".txt" not in pair:
-            report.counts["left out"] += 1
-            report.error("no text", pair[".ann"], "no .txt of the same name beside it; left out")
-        elif ".ann" not in pair:
-            report.counts["left out"] += 1
-            report.warn("no annotations", pair[".txt"], "no .ann beside it; left out (not an empty gold)")
-        else:
-            doc_id = name.replace(os.sep, "/")
-            yield from guarded(report, brat_document, doc_id, pair[".txt"], pair[".ann"], args, report)
+def is_plain(mention, text):
+    """Whether a mention is one span of the text, in code points, that is its reference text."""
+    (start, end), reference = mention[3][0], mention[4]
+    return (len(mention[3]) == 1 and reference is not None and len(reference) == end - start
+            and text.startswith(reference, start) and bool(reference.strip()))  # fmt: skip
 
 
-def guarded(report, read, *args):
-    """Yield read(*args); a DataError names this one document and leaves it out, of the counts too."""
-    before = report.counts.copy()
-    try:
-        yield read(*args)
-    except DataError as error:
-        report.counts.clear()
-        report.counts.update(before + Counter({"left out": 1}))
-        where, _, what = str(error).partition(": ")
-        report.error("broken document", where, f"{what} (document left out)")
-    except OSError as error:
-        report.counts["left out"] += 1
-        report.error("unreadable", error.filename, f"{error.strerror} (document left out)")
+def keep_types(document, args, report):
+    """Rename types by --map_types, keep those of --types; exact duplicates that this makes are kept once."""
+    for unit in document.get("units", [document]):
+        entities = {}
+        for entity in unit["entities"]:
+            type_ = args.type_map.get(entity["type"], entity["type"])
+            if type_ and (not args.types or type_ in args.types):
+                key = type_, *map(tuple, fragments(entity))
+                report.counts["duplicates"] += key in entities
+                entities.setdefault(key, entity | {"type": type_})
+            else:
+                report.counts["other types"] += 1
+                report.types[entity["type"]] += 1
+        unit["entities"] = list(entities.values())
 
 
-# ---------------------------------------------------------------------------- other formats
+# ---------------------------------------------------------------------------- units of a document
 
 
-def read_text(folder, names, args, report):
-    """Yield documents without entities, for prediction."""
-
-    def document(name):
-        return {"doc_id": os.path.splitext(name)[0].replace(os.sep, "/"), "entities": [],
-                "text": decode(os.path.join(folder, name), args.encoding)[0]}  # fmt: skip
-
-    for name in sorted(name for name in names if not name.lower().endswith(".ann")):
-        yield from guarded(report, document, name)
-
-
-def read_conll(folder, names, args, report):
-    """Yield documents of IOB/CoNLL files; their `units` are the file's own, with its tokens and tags as IOB2."""
-    for name in names:
-        records = read_iob(os.path.join(folder, name))
-        for doc_id, group in itertools.groupby(records, key=lambda record: record["doc_id"]):
-            units = list(group)
-            report.counts["read"] += sum(len(unit["entities"]) for unit in units)
-            yield {"doc_id": doc_id, "text": " ".join(unit["text"] for unit in units), "units": units}
+def grouped(sizes, args):
+    """Yield (first, last + 1) of the sentences of each unit: one, all, or as many as have --max_tokens tokens."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        total += size
+        full = total > args.max_tokens if args.max_tokens else args.unit == "sentence"
+        if full and i > first:
+            yield first, i
+            first, total = i, size
+    yield first, len(sizes)
 
 
-READERS = {"brat": read_brat, "conll": read_conll, "text": read_text}
-
-
-def find_inputs(paths, input_format):
-    """Return [(split, format, folder, names)]: what each path holds, in the order given."""
-    found = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if os.path.isdir(path):
-            found += search_folder(path, input_format)
-        elif not os.path.exists(path):
-            raise DataError(f"{path}: no such file or folder; check --input")
-        elif input_format in ("conll", "text") or (is_iob(path) and input_format == "auto"):
-            found.append((stem(name), input_format.replace("auto", "conll"), folder, [name]))
-        elif is_brat(name):
-            names = [other for other in os.listdir(folder or ".") if stem(other) == stem(name) and is_brat(other)]
-            found.append((stem(name), "brat", folder, names))
-        else:
-            raise DataError(f"{path}: not a file this script knows; say what it is with --input_format")
-    return [item for i, item in enumerate(found) if item not in found[:i]]
-
-
-def search_folder(folder, input_format):
-    """What one folder holds: its documents make one split with all below; else each sub-folder and IOB file is one."""
-    here = sorted(name for name in os.listdir(folder) if name[0] != "." and name != "__MACOSX")
-    files = [name for name in here if os.path.isfile(os.path.join(folder, name))]
-    iob = [name for name in files if is_iob(name) and input_format in ("auto", "conll")]
-    iob = [name for name in iob if f"{name}.run.json" not in files]  # an output of ours is not part of the corpus
-    mark = ".txt" if input_format == "text" else ".ann"
-    if input_format == "conll" or not any(name.lower().endswith(mark) for name in files):
-        inner = [search_folder(os.path.join(folder, name), input_format) for name in here if name not in files]
-        found = [(stem(name), "conll", folder, [name]) for name in iob] + list(itertools.chain(*inner))
-        if found or not any(map(is_brat, files)) or input_format == "conll":
-            return found
-    names = []
-    for name in iob if input_format == "auto" else ():
-        log(f"warning: {os.path.join(folder, name)}: an IOB file beside .ann files is left out; name it as --input")
-    for root, below, inside in os.walk(folder):
-        below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
-        names += [os.path.relpath(os.path.join(root, name), folder) for name in inside if is_brat(name)]
-    return [(os.path.basename(os.path.abspath(folder)), input_format.replace("auto", "brat"), folder, names)]
-
-
-def is_brat(name):
-    """Whether a file name is one of a document; `._x.ann` and other hidden files are not."""
-    return name.lower().endswith((".txt", ".ann")) and name[0] != "." and name != "__MACOSX"
-
-
-def stem(name):
-    """The file name without .gz and suffix."""
-    return os.path.splitext(name.removesuffix(".gz"))[0]
-
-
-# ---------------------------------------------------------------------------- sentences and records
-
-# Abbreviations that broke mentions in real corpora; a full stop after them ends nothing.
-ABBREVIATIONS = set(
-    """
-    dr dra drs sr sra mr mrs ms prof st vs cf e.g i.e eg ie al approx nos nr fig figs eq ca sp spp var subsp vol pp
-    ref refs sec ch b.i.d t.i.d q.i.d q.d p.o i.v i.m s.c p.r.n y.o yr yrs wk wks mo hr hrs min max temp dept univ hosp
-    inc ltd jan feb mar apr jun jul aug sep sept oct nov dec a.m p.m u.s u.k ph.d m.d h.o c.o pt pts dx hx tx rx resp
-    av avda avd ctra crta cra gral km sta sto esc apto urb cdad col pso nº mª ac ee.uu ee uu p.ej ej aprox dcha izq tto
-    им акад проф тыс млн млрд долл т.е т.к т.ч т см рис табл мин мг мл ст ул обл доп напр гл н.э
-    """.split()  # noqa: SIM905
-)
-# These may end a sentence as well: they do where a capital follows that is not an initial.
-MAYBE_LAST = {"г", "гг", "с", "др", "т.д", "т.п", "в", "вв", "etc", "no", "No"}
-# A capital after one of these is no initial of a name: "hepatitis B. Patients".
-LETTERED = {"vitamin", "hepatitis", "type", "group", "class", "stage", "grade", "factor", "vitamina", "tipo", "grupo"}
-LETTERED |= {"clase", "fase", "витамин", "гепатит", "тип", "типа", "группа", "группы", "класс", "фактор"}
-STOP = re.compile(
-    r"""(?<![.!?…])(?P<stop>[.!?…]+["'»”’)\]]*)\s+|(?P<wide>[。！？]+[」』”]*)\s*|[\n\r\u2028\u2029\x85\x0b\x0c]\s*"""
-)
-NOT_SPACE = re.compile(r"\S")
-LIST_NUMBER = re.compile(r"\s*[(\[]?(?:\d{1,3}|[A-Za-zА-Яа-я]|[IVXivx]{1,4})[.)\]]*\s*")
-HEAD = re.compile(r"[-•*·–—]\s|\(?\d{1,3}[.)]\s|[^\W\d_][^.!?:\n]{0,40}:(?:\s|$)")
-
-
-def breaks(text):
-    """Return the character at which each sentence but the first starts. Linear in the text's length."""
-    lines = [len(line.rstrip()) for line in text.split("\n")]
-    ends = [line.rstrip()[-1:] not in ".!?:;" for line in text.split("\n") if len(line.rstrip()) >= 60]
-    # Hard-wrapped text: half of the lines are long, and most of these stop in mid-sentence.
-    wrapped = len(lines) >= 6 and 2 * len(ends) >= len(lines) and 2 * sum(ends) > len(ends)
-    starts, last = [], 0
-    for match in STOP.finditer(text):
-        empty = match.end() == len(text) or not NOT_SPACE.search(text, last, match.start())
-        if not empty and is_break(text, last, match, wrapped):
-            last = match.end()
-            starts.append(last)
-    return starts
-
-
-def is_break(text, last, match, wrapped):
-    """Whether a sentence that began at `last` ends at a candidate of STOP."""
-    gap, following = match.group(), text[match.end()]
-    newlines = gap.count("\n") + gap.count("\u2029")
-    if newlines > 1 or match["wide"]:
-        return True
-    if LIST_NUMBER.fullmatch(text, last, match.start()):
-        return False
-    new_line = newlines or not match["stop"]
-    if new_line and (not wrapped or HEAD.match(text, match.end())):
-        return True
-    return bool(match["stop"]) and is_full_stop(text, last, match, following)
-
-
-def is_full_stop(text, last, match, following):
-    """Whether the . ! ? of a candidate ends a sentence, by what stands before and after it."""
-    at = match.start()
-    if following.islower() or following in ",;:)]}%/":
-        return False
-    low = max(last, at - BRACKET)
-    for left, right in ("()", "[]"):
-        inside = text.rfind(left, low, at) > text.rfind(right, low, at)
-        if inside and text.find(right, match.end(), at + BRACKET) >= 0:
-            return False
-    if match["stop"][0] != "." or match["stop"].startswith(".."):
-        return True
-    word = re.split(r"[\s(\[/«\"]", text[max(last, at - 24) : at])[-1]
-    if word in MAYBE_LAST:
-        return following.isupper() and text[match.end() + 1 : match.end() + 2] != "."
-    if re.fullmatch(r"[^\W\d_](?:\.-?[^\W\d_])*", word) and word.isupper():  # initials: J. Smith, Н.Н. Бурденко
-        before = text[max(last, at - 40) : at - len(word)].split()
-        return not following.isupper() or (bool(before) and before[-1].lower() in LETTERED)
-    return word.lower() not in ABBREVIATIONS
-
-
-def units(document, unit, report):
+def units(document, args, report):
     """Yield the records of a document: units that tile its text, none cutting an entity's hull."""
-    if "units" in document:
-        yield from iob_units(document, unit)
-        return
-    text, entities = document["text"], document["entities"]
-    starts = breaks(text) if unit == "sentence" else []
+    text, entities, doc_id = document["text"], document["entities"], document["doc_id"]
+    whole = args.unit == "document" and not args.max_tokens
+    starts = [] if whole else document["edges"][1:] if "edges" in document else sentence_starts(text)
     begins = [entity["start"] for entity in entities]
     reach = [0, *itertools.accumulate((entity["end"] for entity in entities), max)]
     free = [start for start in starts if reach[bisect_left(begins, start)] <= start]
     report.counts["joins"] += len(starts) - len(free)
     edges = [0, *free, len(text)]
+    spans = list(itertools.pairwise(edges))
+    sizes = [len(tokenize(text[a:b])) if args.max_tokens else 1 for a, b in spans]
+    ids = document.get("ids", ()) if len(edges) - 1 == len(document.get("ids", ())) and not args.max_tokens else ()
     first = 0
-    for number, (start, end) in enumerate(itertools.pairwise(edges)):
+    for number, (low, high) in enumerate(grouped(sizes, args)):
+        start, end = edges[low], edges[high]
         last = bisect_left(begins, end)
-        record = {"id": document["doc_id"] if unit == "document" else f"{document['doc_id']}:{number}",
-                  "doc_id": document["doc_id"], "start": start, "text": text[start:end],
-                  "entities": [shifted(entity, start) for entity in entities[first:last]]}  # fmt: skip
-        if unit == "document" and document.get("other"):
+        name = doc_id if whole else ids[number] if ids else f"{doc_id}:{number}"
+        record = {"id": name, "doc_id": doc_id, "start": start + document.get("start", 0), "text": text[start:end],
+                  "entities": [shifted(entity, start) for entity in entities[first:last]] if start else
+                  entities[first:last]}  # fmt: skip
+        if whole and document.get("other"):
             record["other"] = document["other"]
-        if "source" in document:
-            record["source"] = document["source"]
         yield record
         first = last
 
@@ -486,64 +874,24 @@ def shifted(entity, by):
     return moved
 
 
-def iob_units(document, unit):
-    """Yield the records of an IOB document: its units as the file has them, or all joined by one space."""
-    whole = {"id": document["doc_id"], "doc_id": document["doc_id"], "start": 0, "text": document["text"]}
-    whole |= {"entities": [], "tokens": [], "offsets": [], "pretokenized": True}
-    by = 0
-    for number, record in enumerate(document["units"]):
-        if unit == "sentence":
-            yield record | {"id": f"{document['doc_id']}:{number}", "doc_id": document["doc_id"], "start": by}
-        whole["entities"] += [shifted(entity, -by) for entity in record["entities"]]
-        whole["offsets"] += [[start + by, end + by] for start, end in record["offsets"]]
-        by += len(record["text"]) + 1
-    if unit == "document":
-        yield whole
+def token_units(document, args):
+    """Yield the records of a document that came as tokens: its units as they were, or several joined by one space."""
+    whole, doc_id, by = args.unit == "document" and not args.max_tokens, document["doc_id"], 0
+    units_ = document["units"]
+    for number, (low, high) in enumerate(grouped([len(unit["tokens"]) for unit in units_], args)):
+        record = {"id": doc_id if whole else f"{doc_id}:{number}", "doc_id": doc_id, "start": by,
+                  "text": " ".join(unit["text"] for unit in units_[low:high]), "entities": [], "tokens": [],
+                  "offsets": [], "pretokenized": True}  # fmt: skip
+        at = 0
+        for unit in units_[low:high]:
+            record["entities"] += [shifted(entity, -at) for entity in unit["entities"]]
+            record["offsets"] += [[start + at, end + at] for start, end in unit["offsets"]]
+            at += len(unit["text"]) + 1
+        by += at
+        yield record
 
 
-# ---------------------------------------------------------------------------- one split
-
-
-def read_documents(inputs, args, report):
-    """Yield the documents of one split's inputs; the same document again is counted and left out."""
-    seen = {}
-    for _, kind, folder, names in inputs:
-        source = os.path.join(folder, names[0]) if kind == "conll" else os.path.normpath(folder)
-        for document in READERS[kind](folder, names, args, report):
-            doc_id = os.fsencode(document["doc_id"]).decode("utf-8", "replace")  # a file name may be no UTF-8
-            text = hash(json.dumps([document["text"], document.get("entities")]))
-            if kind == "conll" and len(inputs) > 1:  # their ids are running numbers
-                doc_id = f"{source}/{doc_id}"
-            texts = seen.setdefault(doc_id, [])
-            if text in texts and kind != "conll":
-                report.counts["duplicate documents"] += 1
-                report.counts["duplicates"] += sum(len(unit["entities"]) for unit in document.get("units", [document]))
-                report.warn("duplicate document", f"{folder}/{doc_id}", "same id, text and mentions again; kept once")
-                continue
-            texts.append(text)
-            name = doc_id if len(texts) == 1 else f"{doc_id}~{len(texts)}"
-            if name != doc_id:
-                report.warn(
-                    "renamed document", f"{folder}/{doc_id}", f"same id, another text or other mentions: now {name}"
-                )
-            yield document | {"doc_id": name} | ({"source": source} if len(inputs) > 1 else {})
-
-
-def convert(inputs, args, report):
-    """Yield the records of one split with their flat view; count everything on the way."""
-    for document in read_documents(inputs, args, report):
-        if not document["text"].strip():
-            report.warn("empty text", document["doc_id"], "no text; left out")
-            continue
-        report.counts["documents"] += 1
-        for record in units(document, args.unit, report):
-            view, lost, cuts = flat_view(record, args.overlap.replace("layers", "longest"), args.discontinuous)
-            count_flat(view, lost, report)
-            report.counts.update(records=1, entities=len(view["entities"]), tokens=len(view["tokens"]), cuts=cuts)
-            yield view
-
-
-def count_flat(record, lost, report):
+def flat_share(record, lost, report):
     """Count how the flat view holds each entity: exact, trimmed, changed (a stand-in), or lost and why."""
     why = {id(entity): reason for entity, reason in lost}
     for entity in record["entities"]:
@@ -553,19 +901,237 @@ def count_flat(record, lost, report):
         report.flat[state, entity["type"]] += 1
 
 
-def layers(records):
-    """Yield the records of layer 1, of layer 2, ...: each the longest entities that those before it don't hold."""
-    rest, first = [record["entities"] for record in records], True
-    while first or any(rest):
-        chosen = [flat_entities(entities, record["text"]) for record, entities in zip(records, rest, strict=True)]
-        yield [record | {"tags": flat_tags(kept, record["offsets"])}
-               for record, (kept, _) in zip(records, chosen, strict=True)]  # fmt: skip
-        rest, first = [[entity for entity, why in lost if why == "overlap"] for _, lost in chosen], False
+def layers(record):
+    """Yield the tags of layer 1, of layer 2, ...: each the longest entities that those before it don't hold."""
+    rest = record["entities"]
+    while True:
+        kept, lost = flat_entities(rest, record["text"])
+        yield flat_tags(kept, record["offsets"])
+        rest = [entity for entity, why in lost if why == "overlap"]
+        if not rest:
+            return
 
 
-def input_digests(split, inputs, args):
+# ---------------------------------------------------------------------------- back to BRAT
+
+
+def to_brat(document):
+    """Return the .txt and the .ann of a document; scores become notes, the other lines stand at the end."""
+    text, lines, used = document["text"], [], set()
+    numbers = itertools.count(1)
+    taken = {entity.get("id") for entity in document["entities"]}
+    for entity in document["entities"]:
+        name = entity.get("id")
+        if not name or name in used or not re.fullmatch(r"T\w+", name):
+            name = next(f"T{n}" for n in numbers if f"T{n}" not in taken)
+        used.add(name)
+        spans = [part for span in fragments(entity) for part in line_parts(text, *span)]
+        shown = span_text(text, spans)
+        if agreement(entity.get("reference"), shown):
+            shown = entity.get("reference", shown)
+        where = ";".join(f"{start} {end}" for start, end in spans)
+        if re.search(r"\s", entity["type"]):
+            raise DataError(f"{document['doc_id']}: the type {entity['type']!r} holds white space, which BRAT can't; "
+                            "rename it with --map_types")  # fmt: skip
+        lines.append(f"{name}\t{entity['type']} {where}\t{shown.translate(LINE_ENDS)}")
+        if "score" in entity:
+            lines.append(f"#{name}\tAnnotatorNotes {name}\tscore {entity['score']}")
+    return text, "".join(f"{line}\n" for line in [*lines, *document.get("other", ())])
+
+
+def line_parts(text, start, end):
+    """A span as BRAT writes it: cut at line ends, unless that would lose its edges."""
+    parts = [[start + m.start(), start + m.end()] for m in re.finditer(r"[^\r\n]+", text[start:end])]
+    whole = not parts or parts[0][0] != start or parts[-1][1] != end
+    return [[start, end]] if whole or any(text[a:b].isspace() for a, b in parts) else parts
+
+
+def safe_name(doc_id, taken):
+    """A file name for a document that can't leave its folder, nor meet another; sub-folders are kept."""
+    parts = [re.sub(r"[^\w.,()+=@~ -]|^\.+|[. ]+$", "_", part)[:120] for part in doc_id.split("/") if part]
+    base = name = "/".join(parts) or "_"
+    copies = 1
+    while name.casefold() in taken:
+        copies += 1
+        name = f"{base}~{copies}"
+    taken.add(name.casefold())
+    return name
+
+
+# ---------------------------------------------------------------------------- one split
+
+
+def convert(document, args):
+    """Return (report, what the outputs get) of a document; nothing but the report where it is left out."""
+    report = document.get("report") or Report()
+    if "doc_id" not in document:
+        return report, None
+    try:
+        if "parts" in document:
+            resolve(document, args, report)
+        else:
+            report.counts["read"] += sum(len(unit["entities"]) for unit in document.get("units", [document]))
+        if args.types or args.type_map:
+            keep_types(document, args, report)
+        made = {
+            "doc_id": document["doc_id"],
+            "split": document.get("split"),
+            "jsonl": [],
+            "iob": [],
+            "stats": Counter(),
+        }
+        for record in token_units(document, args) if "units" in document else units(document, args, report):
+            if "source" in document:
+                record["source"] = document["source"]
+            add_record(record, made, args, report)
+        if "brat" in args.to:
+            plain = argparse.Namespace(unit="document", max_tokens=None)
+            made["brat"] = to_brat(next(token_units(document, plain)) if "units" in document else document)
+    except DataError as error:
+        return broken(error)["report"], None
+    if not made["stats"]["tokens"]:
+        return note("empty text", document["doc_id"], "no text; left out"), None
+    report.counts["documents"] += 1
+    made["stats"]["documents"] += 1
+    return report, made | {"iob": layered(made["iob"])}
+
+
+def add_record(record, made, args, report):
+    """Add a record's lines to what its document has made so far; count it."""
+    view, lost, cuts = flat_view(record, args.overlap.replace("layers", "longest"), args.discontinuous)
+    flat_share(view, lost, report)
+    for name, n in ("records", 1), ("entities", len(view["entities"])), ("tokens", len(view["tokens"])), ("cuts", cuts):
+        report.counts[name] += n
+    made["stats"]["tokens"] += len(view["tokens"])
+    if args.stats:
+        measure(view, made["stats"])
+    if "jsonl" in args.to:
+        made["jsonl"].append(to_json(view) + "\n")
+    if "iob" in args.to:
+        layered_ = args.overlap == "layers"
+        tags = [*layers(view), ["O"] * len(view["tags"])] if layered_ else [view["tags"]]
+        made["iob"].append([iob_lines(view, each) for each in tags])
+
+
+def layered(records):
+    """The IOB text of a document by layer, and last, one without entities for the layers that it has not."""
+    depth = max(map(len, records), default=0)
+    return [
+        "-DOCSTART-\tO\n\n" + "".join(each[min(layer, len(each) - 1)] for each in records) for layer in range(depth)
+    ]
+
+
+def converted(documents, args):
+    """Yield convert(document) of each, in order; with --workers in so many processes, a few batches ahead."""
+    if args.workers == 1:
+        yield from map(partial(convert, args=args), documents)
+        return
+    waiting, documents = deque(), iter(documents)
+    with ProcessPoolExecutor(args.workers) as pool:
+        while batch := list(itertools.islice(documents, BATCH)):
+            waiting.append(pool.submit(convert_batch, batch, args))
+            if len(waiting) > 3 * args.workers:
+                yield from waiting.popleft().result()
+        for each in waiting:
+            yield from each.result()
+
+
+def convert_batch(batch, args):
+    return [convert(document, args) for document in batch]
+
+
+# ---------------------------------------------------------------------------- outputs
+
+
+class Output:
+    """The files of one split, each opened when its first document comes; `stack` completes or removes them."""
+
+    def __init__(self, split, stack, args):
+        self.base, self.stack, self.args = os.path.join(args.output_dir, split), stack, args
+        self.files, self.layers, self.names, self.taken, self.counts = {}, [], {}, set(), Counter()
+
+    def file(self, suffix, opened=writing):
+        """The open file OUTPUT_DIR/SPLIT.suffix, or folder where there is no suffix."""
+        path = self.base + suffix
+        if path not in self.files:
+            self.files[path] = self.stack.enter_context(opened(path))
+        return self.files[path]
+
+    def add(self, made):
+        """Write one document as `convert` made it."""
+        if "jsonl" in self.args.to:
+            self.file(".jsonl").write("".join(made["jsonl"]))
+        if "iob" in self.args.to and self.args.overlap == "layers":
+            self.layers.append(made["iob"])
+        elif "iob" in self.args.to:
+            self.file(".iob").write(made["iob"][0])
+        if "brat" in self.args.to:
+            name = safe_name(made["doc_id"], self.taken)
+            self.names |= {name: made["doc_id"]} if name != made["doc_id"] else {}
+            for suffix, text in zip((".txt", ".ann"), made["brat"], strict=True):
+                with writing(os.path.join(self.file("", writing_folder), name + suffix)) as out:
+                    out.write(text)
+
+    def add_layers(self):
+        """Write an IOB file for each layer; each has all tokens of all documents."""
+        for layer in range(max(map(len, self.layers), default=1) - 1):
+            for document in self.layers:
+                self.file(f".layer{layer + 1}.iob").write(document[min(layer, len(document) - 1)])
+
+
+@contextmanager
+def writing_folder(path):
+    """A folder to fill, by way of `path`.part; what stands at `path` is replaced only if it is ours and untouched."""
+    if os.path.exists(path) and folder_digest(path) != written_digest(path):
+        raise DataError(f"{path}: holds other files, or annotations that were edited; choose another --output_dir")
+    shutil.rmtree(f"{path}.part", ignore_errors=True)
+    os.makedirs(f"{path}.part")
+    try:
+        yield f"{path}.part"
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(f"{path}.part", path)
+    finally:
+        shutil.rmtree(f"{path}.part", ignore_errors=True)
+
+
+def folder_digest(path):
+    """SHA-256 of all files in a folder but its run.json; of their names, too."""
+    files = sorted(
+        os.path.relpath(os.path.join(root, name), path) for root, _, names in os.walk(path) for name in names
+    )
+    digests = (f"{name} {sha256(os.path.join(path, name))}\n" for name in files if name != "run.json")
+    return hashlib.sha256("".join(digests).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def written_digest(path):
+    """The digest that the sidecar of a folder of ours has, or None."""
+    sidecar = os.path.join(path, "run.json")
+    return json.loads(decode(sidecar, None)[0]).get("digest") if os.path.isfile(sidecar) else None
+
+
+def assign(documents, shares, seed):
+    """Return {digest of a text: "train", "dev" or "test"}: documents with the same text are on the same side."""
+    texts = sorted({text_digest(document) for document in documents if "doc_id" in document})
+    random.Random(seed).shuffle(texts)
+    edges = [round(len(texts) * share) for share in itertools.accumulate(shares)]
+    return {text: ("train", "dev", "test")[sum(i >= edge for edge in edges[:2])] for i, text in enumerate(texts)}
+
+
+def text_digest(document):
+    texts = [part[1] for part in document.get("parts", ())] or [unit["text"] for unit in document.get("units", ())]
+    return hashlib.sha256("".join(texts or document["text"]).encode("utf-8", "surrogatepass")).digest()
+
+
+def sided(documents, sides):
+    """Give each document the split of its text."""
+    for document in documents:
+        yield document | {"split": sides[text_digest(document)]} if "doc_id" in document else document
+
+
+def input_digests(splits, inputs, args):
     """Return {file or folder: SHA-256 of what is read of it}; refuse to write over an input."""
-    digests, outputs = {}, {os.path.realpath(os.path.join(args.output_dir, f"{split}.{suffix}")) for suffix in args.to}
+    digests = {}
+    outputs = {os.path.realpath(os.path.join(args.output_dir, f"{split}.{to}")) for split in splits for to in args.to}
     for _, _, folder, names in inputs:
         files = [path for path in (os.path.join(folder, name) for name in sorted(names)) if os.path.isfile(path)]
         digests[files[0] if len(files) == 1 else folder] = sha256(*files)
@@ -575,35 +1141,105 @@ def input_digests(split, inputs, args):
 
 
 def write_split(split, inputs, args, report, started):
-    """Convert one split into its files; return their paths."""
-    before, paths = report.counts.copy(), []
-    records = convert(inputs, args, report)
-    first = next(records, None)
-    if first is None:
-        if not any(level == "error" for level, _ in report.kinds):
-            where = os.path.join(inputs[0][2], *inputs[0][3][:1])
-            report.error("nothing", where, "holds no token or document that can be read; check --input")
-        return []
-    digests = input_digests(split, inputs, args)
-    records = itertools.chain([first], records)
-    base = os.path.join(args.output_dir, split)
-    if "iob" in args.to and args.overlap == "layers":
-        records = list(records)
-        for number, layer in enumerate(layers(records), 1):
-            paths.append(f"{base}.layer{number}.iob")
-            write_iob(paths[-1], layer)
-    elif "iob" in args.to:
-        paths.append(f"{base}.iob")
-        records = write_iob_through(paths[-1], records)
-    if "jsonl" in args.to:
-        paths.append(f"{base}.jsonl")
-        write_jsonl(paths[-1], records)
-    else:
-        for _ in records:
-            pass
-    for path in paths:
-        write_sidecar(path, args, digests, started, counts=report.counts - before)
-    return paths
+    """Convert one split, or with --split all inputs into three, into its files; return its statistics by split."""
+    documents, stats = read_documents(inputs, args), {}
+    digests = {} if args.stats else input_digests(["train", "dev", "test"] if args.split else [split], inputs, args)
+    if args.split:
+        documents = sided(documents, assign(read_documents(inputs, args), args.split, args.seed))
+    outputs, errors = {}, sum(message["level"] == "error" for message in report.messages)
+    with ExitStack() as stack:
+        for found, made in converted(documents, args):
+            report.add(found)
+            if made:
+                name = made["split"] or split
+                output = outputs[name] if name in outputs else outputs.setdefault(name, Output(name, stack, args))
+                stats.setdefault(name, Counter()).update(made["stats"])
+                output.counts.update(found.counts)
+                output.add(made)
+        for output in outputs.values():
+            output.add_layers()
+    if not outputs and errors == sum(message["level"] == "error" for message in report.messages):
+        where = os.path.join(inputs[0][2], *inputs[0][3][:1])
+        report.add(note("nothing", where, "holds no token or document that can be read; check --input", "error"))
+    for output in outputs.values():
+        for path in output.files:
+            facts = {"digest": folder_digest(path), "names": output.names} if os.path.isdir(path) else {}
+            write_sidecar(path, args, digests, started, counts=output.counts, **facts)
+            log(f"  -> {path}")
+    return stats
+
+
+# ---------------------------------------------------------------------------- statistics
+
+
+def measure(record, stats):
+    """Count what --stats shows of a record: lengths, and how its entities lie to each other and fit into tags."""
+    text, entities = record["text"], record["entities"]
+    stats.update({"records": 1, ("texts, words", len(text.split())): 1, ("texts, characters", len(text)): 1})
+    for entity in entities:
+        stats["type", entity["type"]] += 1
+        stats["mentions, words", len(entity["text"].split())] += 1
+        stats["mentions, characters", len(entity["text"])] += 1
+        stats["discontinuous"] += "fragments" in entity
+    for policy in ("longest", "shortest", "first", "last"):
+        kept = Counter(flat_entities(entities, text, policy)[0])
+        stats["exact", policy] += sum((kept & Counter((e["start"], e["end"], e["type"]) for e in entities)).values())
+    for relation in overlaps(entities):
+        stats[relation] += 1
+
+
+def overlaps(entities):
+    """Yield "nested", "crossing" and "same span" for each entity of which it holds, beside any other."""
+    sets = [(e, frozenset(itertools.chain.from_iterable(range(*span) for span in fragments(e)))) for e in entities]
+    sets.sort(key=lambda pair: pair[0]["start"])
+    found = defaultdict(set)
+    for i, (entity, chars) in enumerate(sets):
+        for j in range(i + 1, len(sets)):
+            if sets[j][0]["start"] >= entity["end"]:
+                break
+            other = sets[j][1]
+            if chars == other:
+                found[i].add("same span")
+                found[j].add("same span")
+            elif chars < other:
+                found[i].add("nested")
+            elif other < chars:
+                found[j].add("nested")
+            elif chars & other:
+                found[i].add("crossing")
+                found[j].add("crossing")
+    return itertools.chain.from_iterable(found.values())
+
+
+def show_stats(stats):
+    """Print the corpus table to stdout: sizes, entities by type, overlaps, lengths, by split."""
+    types = sorted({key[1] for counts in stats.values() for key in counts if key[0] == "type"})
+    rows = [["", *stats]]
+    total = {split: sum(counts["type", type_] for type_ in types) for split, counts in stats.items()}
+    for name in ("documents", "records", "tokens"):
+        rows.append([name, *(f"{counts[name]:,}" for counts in stats.values())])
+    rows.append(["entities", *(f"{total[split]:,}" for split in stats)])
+    rows += [[f"  {type_}", *(f"{counts['type', type_]:,}" for counts in stats.values())] for type_ in types]
+    for name in ("nested", "crossing", "same span", "discontinuous"):
+        rows.append([name, *(f"{counts[name]:,}" for counts in stats.values())])
+    for policy in ("longest", "shortest", "first", "last"):
+        shares = (f"{counts['exact', policy] / max(1, total[split]):.2%}" for split, counts in stats.items())
+        rows.append([f"exact in tags, {policy}", *shares])
+    for name in ("texts, words", "texts, characters", "mentions, words", "mentions, characters"):
+        for share in (0.5, 0.9, 0.99, 1):
+            label = f"{name}, {f'p{100 * share:.0f}' if share < 1 else 'longest'}"
+            rows.append([label, *(f"{percentile(counts, name, share):,}" for counts in stats.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
+
+
+def percentile(counts, name, share):
+    """The smallest length that at least this share of what was counted under (name, length) does not exceed."""
+    lengths = sorted((key[1], n) for key, n in counts.items() if key[0] == name)
+    wanted = share * sum(n for _, n in lengths)
+    sums = itertools.accumulate(n for _, n in lengths)
+    return next((length for (length, _), reached in zip(lengths, sums, strict=True) if reached >= wanted), 0)
 
 
 # ---------------------------------------------------------------------------- command line
@@ -620,7 +1256,8 @@ def summary(report):
         f"{counts['documents']:,} documents ({counts['left out']:,} left out), {counts['records']:,} records, "
         f"{counts['read']:,} mentions read: "
         f"{counts['entities']:,} in entities ({counts['dropped']:,} dropped, {counts['duplicates']:,} duplicates, "
-        f"{counts['repaired']:,} repaired); {whole:,} exact in tags{' (' + rest + ')' if rest else ''}; "
+        f"{counts['repaired']:,} repaired, {counts['other types']:,} of types left out); "
+        f"{whole:,} exact in tags{' (' + rest + ')' if rest else ''}; "
         f"{counts['cuts']:,} tokens cut and {counts['joins']:,} sentences joined at mention edges"
     )
 
@@ -631,48 +1268,80 @@ def parse_args(argv=None):
     )
     data = parser.add_argument_group("data")
     data.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders, folders of splits")
-    data.add_argument("--output_dir", required=True, metavar="DIR", help="where SPLIT.jsonl and SPLIT.iob go")
+    data.add_argument("--output_dir", metavar="DIR", help="where SPLIT.jsonl, SPLIT.iob and SPLIT/ go")
     data.add_argument("--input_format", choices=["auto", *READERS], default="auto", help="default: %(default)s")
-    data.add_argument("--to", nargs="+", choices=["jsonl", "iob"], default=["jsonl", "iob"], help="default: both")
-    data.add_argument("--encoding", metavar="NAME", help="of .txt and .ann (default: UTF-8 or UTF-16)")
+    data.add_argument("--to", nargs="+", choices=["jsonl", "iob", "brat"], default=["jsonl", "iob"],
+                      help="default: jsonl iob")  # fmt: skip
+    data.add_argument("--encoding", metavar="NAME", help="of the input (default: UTF-8; of .txt and .ann also UTF-16)")
+    data.add_argument("--split", nargs=3, type=float, metavar="SHARE",
+                      help="new train, dev and test, by document: --split 0.8 0.1 0.1")  # fmt: skip
+    data.add_argument("--seed", type=int, default=42, help="of --split (default: %(default)s)")
+    data.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
     policy = parser.add_argument_group("policies")
     policy.add_argument("--unit", choices=["sentence", "document"], default="sentence", help="default: %(default)s")
-    overlaps = ["longest", "shortest", "first", "last", "layers"]
-    policy.add_argument("--overlap", choices=overlaps, default="longest",
+    policy.add_argument("--max_tokens", type=int, metavar="N",
+                        help="windows: as many whole sentences as have N tokens together")  # fmt: skip
+    overlaps_ = ["longest", "shortest", "first", "last", "layers"]
+    policy.add_argument("--overlap", choices=overlaps_, default="longest",
                         help="overlapping mentions that go into tags; layers: all (%(default)s)")  # fmt: skip
     stand_ins = ["drop", "hull", "first", "longest", "split"]
     policy.add_argument("--discontinuous", choices=stand_ins, default="drop",
                         help="what stands in the tags for a mention in fragments (default: %(default)s)")  # fmt: skip
     policy.add_argument("--mismatch", choices=["repair", "drop", "keep", "error"], default="repair",
                         help="where reference text and offsets disagree (default: %(default)s)")  # fmt: skip
+    policy.add_argument("--types", nargs="+", metavar="TYPE", help="keep these alone (as renamed by --map_types)")
+    policy.add_argument("--map_types", metavar="FILE",
+                        help="JSON or TSV, old type to new (none: left out); UMLS SemGroups; FILE:group")  # fmt: skip
     report = parser.add_argument_group("report")
+    report.add_argument("--stats", action="store_true", help="print the corpus table; write nothing")
     report.add_argument("--report", metavar="FILE", help="write every count and warning as JSON")
     report.add_argument("--strict", action="store_true", help="exit 1 after any warning")
     args = parser.parse_args(argv)
+    check_args(args, parser)
+    return args
+
+
+def check_args(args, parser):
+    """Refuse, as usage errors, flags that don't go together."""
     try:
         "".encode(args.encoding or "utf-8")
     except LookupError:
         parser.error(f"--encoding {args.encoding}: Python knows no such text encoding")
+    if not args.output_dir and not args.stats:
+        parser.error("give --output_dir, or --stats")
+    if args.stats:
+        args.to, args.output_dir = [], ""
     if args.overlap == "layers" and args.discontinuous != "drop":
         parser.error("--overlap layers holds continuous mentions: use it with --discontinuous drop")
-    return args
+    if args.split and (min(args.split) < 0 or abs(sum(args.split) - 1) > 1e-6):
+        parser.error("--split takes three shares that add up to 1")
+    if args.workers < 1 or (args.max_tokens is not None and args.max_tokens < 1):
+        parser.error("--workers and --max_tokens must be at least 1")
 
 
 def main(argv=None):
     args, started, report = parse_args(argv), time.time(), Report()
-    splits = {}
+    args.type_map = read_type_map(args.map_types) if args.map_types else {}
+    splits, stats = {}, {}
     for found in find_inputs(args.input, args.input_format):
-        splits.setdefault(found[0], []).append(found)
+        splits.setdefault(None if args.split else found[0], []).append(found)
     if not splits:
-        raise DataError(f"{args.input[0]}: no .txt/.ann and no IOB file in it; check --input and --input_format")
+        raise DataError(f"{args.input[0]}: nothing in it that this script reads; check --input and --input_format")
     for split, inputs in splits.items():
-        log(f"{split}: reading {', '.join(f'{kind} from {folder or chr(46)}' for _, kind, folder, _ in inputs)}")
+        what = ", ".join(
+            f"{kind} from {os.path.join(folder, *names[:1][kind == 'brat' :])}" for _, kind, folder, names in inputs
+        )
+        log(f"{split or 'all'}: reading {what}")
         try:
-            for path in write_split(split, inputs, args, report, started):
-                log(f"  -> {path}")
+            stats |= write_split(split, inputs, args, report, started)
         except DataError as error:  # the other splits go on
             where, _, what = str(error).partition(": ")
-            report.error("split", where, what)
+            report.add(note("split", where, what, "error"))
+    if args.stats:
+        show_stats(stats)
+    if report.types:
+        names = ", ".join(f"{type_} {n:,}" for type_, n in report.types.most_common())
+        report.add(note("types left out", "--types, --map_types", names))
     if args.report:
         tags = [{"state": state, "type": type_, "n": n} for (state, type_), n in sorted(report.flat.items())]
         with writing(args.report) as out:

@@ -20,11 +20,12 @@ import sys
 import time
 import unicodedata
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import metadata
 from itertools import pairwise
+from operator import itemgetter
 
 VERSION = "1.0"  # of the record format and of the metrics; stands in every sidecar and in every signature
 
@@ -59,8 +60,8 @@ def run(main):
 # ---------------------------------------------------------------------------- records and files
 
 
-def read_lines(path):
-    """Yield (line number from 1, line without its line end) of a UTF-8 text file, plain or .gz, one line at a time.
+def read_lines(path, encoding=None):
+    """Yield (line number from 1, line without its line end) of a text file, plain or .gz, one line at a time.
 
     Lines end at LF alone (a CR before it belongs to the line end): U+2028, U+0085 and form feeds are text.
     """
@@ -72,9 +73,10 @@ def read_lines(path):
                     raw = raw[3:]
                 if b"\0" in raw:
                     raise DataError(f"{path}:{number}: NUL byte: this is a binary or UTF-16 file; convert it to UTF-8")
-                yield number, raw.decode("utf-8").rstrip("\n").removesuffix("\r")
+                yield number, raw.decode(encoding or "utf-8").rstrip("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 at byte {error.start} of the line; convert the file") from None
+        raise DataError(f"{path}:{number}: not {encoding or 'UTF-8'} at byte {error.start} of the line; "
+                        "convert the file") from None  # fmt: skip
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path}:{number + 1}: broken or cut gzip data; unpack it again from its source") from None
 
@@ -207,19 +209,19 @@ def write_jsonl(path, records):
     count = 0
     with writing(path) as out:
         for record in records:
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            out.write(to_json(record) + "\n")
             count += 1
     return count
 
 
-def read_iob(path):
+def read_iob(path, encoding=None):
     """Yield the records of an IOB/CoNLL file: token first, tag last, 2 to 4 columns, blank line after each unit.
 
     Tags are kept as written, entities derive from them leniently. `-DOCSTART-` (or GENIA's `###MEDLINE:ID`) opens a
     document; without any, each unit is a document. Raises DataError where a line has another number of columns.
     """
     names, doc_id, units, number, opened, total = set(), None, 0, 0, 0, 0
-    for head, tokens, tags in _iob_units(path):
+    for head, tokens, tags in _iob_units(path, encoding):
         if head is not None:
             doc_id, number = _document_id(head, names), 0
         if tokens:
@@ -232,10 +234,10 @@ def read_iob(path):
         log(f"{path}: {opened:,} of {total:,} tags continue nothing (IOB1, or ill-formed IOB2)")
 
 
-def _iob_units(path):
+def _iob_units(path, encoding):
     """Yield (None, tokens, tags) for each unit and (what follows -DOCSTART-, [], []) for each document start."""
     tokens, tags, columns = [], [], None
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, encoding):
         cells = _cells(line)
         head = re.match(r"(?:-DOCSTART-|###MEDLINE:)(.*)", line) if line[:1] in "-#" else None
         if head or not line.strip():
@@ -299,24 +301,54 @@ def iob_record(record_id, doc_id, tokens, tags):
 
 def write_iob(path, records):
     """Write the flat view of records as `token<TAB>tag`, a blank line after each unit; return how many."""
-    return sum(1 for _ in write_iob_through(path, records))
-
-
-def write_iob_through(path, records):
-    """Write records as IOB while passing each one on: one stream of records fills an IOB and a JSONL file."""
-    document = None
+    document, count = None, 0
     with writing(path) as out:
         for record in records:
             if record["doc_id"] != document:
                 out.write("-DOCSTART-\tO\n\n")
                 document = record["doc_id"]
             flat = record if "tags" in record else flat_view(record)[0]
-            lines = [f"{token}\t{tag}\n" for token, tag in zip(flat["tokens"], flat["tags"], strict=True)]
-            if any(len(line.split()) != 2 or "\0" in line for line in lines):
-                raise DataError(f"{path}: {record['id']}: a token or type holds white space or NUL, which IOB can't; "
-                                "rename the type, or write JSONL alone")  # fmt: skip
-            out.write("".join(lines) + "\n" * bool(lines))
-            yield record
+            out.write(iob_lines(flat, flat["tags"]))
+            count += 1
+    return count
+
+
+to_json = json.JSONEncoder(ensure_ascii=False).encode  # one encoder for all lines: json.dumps makes one for each
+
+
+def iob_lines(record, tags):
+    """The lines of one unit in an IOB file, a blank one after them; none where it has no token."""
+    text = "".join([f"{token}\t{tag}\n" for token, tag in zip(record["tokens"], tags, strict=True)])
+    if len(text.split()) != 2 * len(tags) or "\0" in text:
+        raise DataError(f"{record['id']}: a token or type holds white space or NUL, which IOB can't; "
+                        "rename the type (--map_types), or write JSONL alone")  # fmt: skip
+    return text + "\n" * bool(tags)
+
+
+def read_type_map(path):
+    """Return {old type: new type}: JSON, TSV, or UMLS SemGroups (TUI and name to name; PATH:group: to the group).
+
+    A new type that is empty (null) stands for: left out.
+    """
+    to_group, types = str(path).endswith(":group"), {}
+    path = str(path).removesuffix(":group")
+    lines = [(number, line) for number, line in read_lines(path) if line.strip()]
+    if lines and lines[0][1].lstrip().startswith("{"):
+        try:
+            types = json.loads("\n".join(line for _, line in lines))
+        except ValueError:
+            raise DataError(f"{path}: not JSON; one object is expected, old type to new type") from None
+        if not all(isinstance(new, (str, type(None))) for new in types.values()):
+            raise DataError(f"{path}: the new types must be strings, or null")
+        return types
+    for number, line in lines:
+        cells = [cell.strip() for cell in line.split("|" if "|" in line else "\t")]
+        if len(cells) != (4 if "|" in line else 2):
+            raise DataError(f"{path}:{number}: not `old<TAB>new` nor `GROUP|group|TUI|type`")
+        old = cells[2:] if len(cells) == 4 else cells[:1]
+        new = cells[0] if to_group else cells[-1].replace(" ", "_") if len(cells) == 4 else cells[-1]
+        types |= dict.fromkeys([*old, *(name.replace(" ", "_") for name in old)], new)
+    return types
 
 
 def write_sidecar(output, args, inputs, started, packages=(), **facts):
@@ -368,7 +400,8 @@ def _token_pattern():
     The finest simple rule, and language-neutral: it cuts 0.003-0.53 % of the mentions of eight corpora, white space
     30-65 %. `\\w` does not match combining marks, so their ranges are collected from the Unicode database (10 ms).
     """
-    marks, ranges = [i for i in range(0x300, 0xE01F0) if unicodedata.category(chr(i))[0] == "M"], []
+    planes = (*range(0x300, 0x1F000), *range(0xE0100, 0xE01F0))  # no marks elsewhere
+    marks, ranges = [i for i in planes if unicodedata.category(chr(i))[0] == "M"], []
     for mark in [*marks, 0xAD, 0x200B, 0x200C, 0x200D]:  # and soft hyphen, zero-width space and joiners
         if ranges and ranges[-1][1] == mark - 1:
             ranges[-1][1] = mark
@@ -383,19 +416,17 @@ def tokenize(text, cuts=()):
 
     Example: "IL-2 (5 mg)" -> IL | - | 2 | ( | 5 | mg | )
     """
-    offsets = [list(match.span()) for match in _token_pattern().finditer(text)]
-    if not cuts:
-        return offsets
-    cuts, out, i = sorted(set(cuts)), [], 0
-    for start, end in offsets:
-        while i < len(cuts) and cuts[i] <= start:
-            i += 1
-        while i < len(cuts) and cuts[i] < end:
-            out.append([start, cuts[i]])
-            start = cuts[i]
-            i += 1
-        out.append([start, end])
-    return out
+    return cut_tokens([list(match.span()) for match in _token_pattern().finditer(text)], cuts)
+
+
+def cut_tokens(offsets, cuts):
+    """The offsets with each token split at the cuts inside it."""
+    offsets = offsets.copy() if cuts else offsets
+    for cut in sorted(set(cuts), reverse=True):
+        i = bisect_left(offsets, [cut]) - 1
+        if i >= 0 and cut < offsets[i][1]:
+            offsets[i : i + 1] = [[offsets[i][0], cut], [cut, offsets[i][1]]]
+    return offsets
 
 
 def fragments(entity):
@@ -469,6 +500,11 @@ def flat_entities(entities, text, overlap="longest", discontinuous="drop"):
     Continuous entities come before what stands in for discontinuous ones.
     Example: RAREDISEASE 0-15 with DISEASE 8-15 inside -> the longest is kept, the other lost to "overlap".
     """
+    plain = [(entity["start"], entity["end"], entity["type"]) for entity in entities]
+    if not any("fragments" in entity or entity["text"] != entity["text"].strip() for entity in entities) and all(
+        a[1] <= b[0] for a, b in pairwise(plain)
+    ):
+        return plain, []  # the usual case, and quick
     candidates, lost = [], []
     for entity in entities:
         spans, last = fragments(entity), len(fragments(entity)) > 1
@@ -502,15 +538,12 @@ def flat_tags(kept, offsets):
 
     A token gets the first entity that it touches; with tokens cut at the entities' edges, tags say just the entities.
     """
-    tags, i, began = [], 0, None
-    for start, end in offsets:
-        while i < len(kept) and kept[i][1] <= start:
-            i += 1
-        if i < len(kept) and kept[i][0] < end:
-            tags.append(("I-" if began == i else "B-") + kept[i][2])
-            began = i
-        else:
-            tags.append("O")
+    tags, first = ["O"] * len(offsets), 0
+    for start, end, type_ in kept:
+        first = bisect_right(offsets, start, first, key=itemgetter(1))
+        last = bisect_left(offsets, end, first, key=itemgetter(0))
+        first += first < last and tags[first] != "O"
+        tags[first:last] = [f"B-{type_}", *[f"I-{type_}"] * (last - first - 1)][: last - first]
     return tags
 
 
@@ -524,10 +557,85 @@ def flat_view(record, overlap="longest", discontinuous="drop", cut=True):
     kept, lost = flat_entities(entities, text, overlap, discontinuous)
     offsets, cuts = record.get("offsets"), 0
     if offsets is None or not record.get("pretokenized"):
-        offsets = tokenize(text)
+        plain = offsets = tokenize(text)
         if cut:
-            plain = len(offsets)
-            offsets = tokenize(text, [edge for entity in entities for span in fragments(entity) for edge in span])
-            cuts = len(offsets) - plain
+            offsets = cut_tokens(plain, [edge for entity in entities for span in fragments(entity) for edge in span])
+            cuts = len(offsets) - len(plain)
     view = {"tokens": [text[start:end] for start, end in offsets], "offsets": offsets}
     return record | view | {"tags": flat_tags(kept, offsets)}, lost, cuts
+
+
+# ---------------------------------------------------------------------------- sentences
+
+BRACKET = 250  # no sentence break in a bracket that closes within so many characters; keeps the search linear
+# Abbreviations that broke mentions in real corpora; a full stop after them ends nothing.
+ABBREVIATIONS = set(
+    """
+    dr dra drs sr sra mr mrs ms prof st vs cf e.g i.e eg ie al approx nos nr fig figs eq ca sp spp var subsp vol pp
+    ref refs sec ch b.i.d t.i.d q.i.d q.d p.o i.v i.m s.c p.r.n y.o yr yrs wk wks mo hr hrs min max temp dept univ hosp
+    inc ltd jan feb mar apr jun jul aug sep sept oct nov dec a.m p.m u.s u.k ph.d m.d h.o c.o pt pts dx hx tx rx resp
+    av avda avd ctra crta cra gral km sta sto esc apto urb cdad col pso nº mª ac ee.uu ee uu p.ej ej aprox dcha izq tto
+    им акад проф тыс млн млрд долл т.е т.к т.ч т см рис табл мин мг мл ст ул обл доп напр гл н.э
+    """.split()  # noqa: SIM905
+)
+# These may end a sentence as well: they do where a capital follows that is not an initial.
+MAYBE_LAST = {"г", "гг", "с", "др", "т.д", "т.п", "в", "вв", "etc", "no", "No"}
+# A capital after one of these is no initial of a name: "hepatitis B. Patients".
+LETTERED = {"vitamin", "hepatitis", "type", "group", "class", "stage", "grade", "factor", "vitamina", "tipo", "grupo"}
+LETTERED |= {"clase", "fase", "витамин", "гепатит", "тип", "типа", "группа", "группы", "класс", "фактор"}
+STOP = re.compile(
+    r"""(?<![.!?…])(?P<stop>[.!?…]+["'»”’)\]]*)\s+|(?P<wide>[。！？]+[」』”]*)\s*|[\n\r\u2028\u2029\x85\x0b\x0c]\s*"""
+)
+NOT_SPACE = re.compile(r"\S")
+LIST_NUMBER = re.compile(r"\s*[(\[]?(?:\d{1,3}|[A-Za-zА-Яа-я]|[IVXivx]{1,4})[.)\]]*\s*")
+HEAD = re.compile(r"[-•*·–—]\s|\(?\d{1,3}[.)]\s|[^\W\d_][^.!?:\n]{0,40}:(?:\s|$)")
+
+
+def sentence_starts(text):
+    """Return the character at which each sentence but the first starts. Linear in the text's length."""
+    lines = [len(line.rstrip()) for line in text.split("\n")]
+    ends = [line.rstrip()[-1:] not in ".!?:;" for line in text.split("\n") if len(line.rstrip()) >= 60]
+    # Hard-wrapped text: half of the lines are long, and most of these stop in mid-sentence.
+    wrapped = len(lines) >= 6 and 2 * len(ends) >= len(lines) and 2 * sum(ends) > len(ends)
+    starts, last = [], 0
+    for match in STOP.finditer(text):
+        empty = match.end() == len(text) or not NOT_SPACE.search(text, last, match.start())
+        if not empty and _is_break(text, last, match, wrapped):
+            last = match.end()
+            starts.append(last)
+    return starts
+
+
+def _is_break(text, last, match, wrapped):
+    """Whether a sentence that began at `last` ends at a candidate of STOP."""
+    gap, following = match.group(), text[match.end()]
+    newlines = gap.count("\n") + gap.count("\u2029")
+    if newlines > 1 or match["wide"]:
+        return True
+    if LIST_NUMBER.fullmatch(text, last, match.start()):
+        return False
+    new_line = newlines or not match["stop"]
+    if new_line and (not wrapped or HEAD.match(text, match.end())):
+        return True
+    return bool(match["stop"]) and _is_full_stop(text, last, match, following)
+
+
+def _is_full_stop(text, last, match, following):
+    """Whether the . ! ? of a candidate ends a sentence, by what stands before and after it."""
+    at = match.start()
+    if following.islower() or following in ",;:)]}%/":
+        return False
+    low = max(last, at - BRACKET)
+    for left, right in ("()", "[]"):
+        inside = text.rfind(left, low, at) > text.rfind(right, low, at)
+        if inside and text.find(right, match.end(), at + BRACKET) >= 0:
+            return False
+    if match["stop"][0] != "." or match["stop"].startswith(".."):
+        return True
+    word = re.split(r"[\s(\[/«\"]", text[max(last, at - 24) : at])[-1]
+    if word in MAYBE_LAST:
+        return following.isupper() and text[match.end() + 1 : match.end() + 2] != "."
+    if re.fullmatch(r"[^\W\d_](?:\.-?[^\W\d_])*", word) and word.isupper():  # initials: J. Smith, Н.Н. Бурденко
+        before = text[max(last, at - 40) : at - len(word)].split()
+        return not following.isupper() or (bool(before) and before[-1].lower() in LETTERED)
+    return word.lower() not in ABBREVIATIONS

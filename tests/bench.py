@@ -72,10 +72,10 @@ def bench_train(args):
     ours, plain = [], []
     with tempfile.TemporaryDirectory() as folder:
         common = ["--train_file", NCBI / "train.tsv", "--output_dir", folder, "--num_train_epochs", args.epochs]
-        common += ["--limit", args.limit] if args.limit else []
+        limit = ["--limit", args.limit] if args.limit else []  # the scripts take 1 or more; none is all
         for _ in range(args.runs):
-            ours.append(measure(ROOT / "ner_ft_encoder.py", *common))
-            plain.append(measure(__file__, "plain_trainer", *common))
+            ours.append(measure(ROOT / "ner_ft_encoder.py", *common, *limit))
+            plain.append(measure(__file__, "plain_trainer", *common, "--limit", args.limit or 0))
     cpu, peer = (statistics.median(run[0] for run in runs) for runs in (ours, plain))
     ratio = statistics.median(a[0] / b[0] for a, b in zip(ours, plain, strict=True))
     walls = [statistics.median(run[1] for run in runs) for runs in (ours, plain)]
