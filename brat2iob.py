@@ -74,6 +74,7 @@ from utils import (
 NEAR = 20  # a wrong offset is mended within so many characters, as far as real drift goes (PharmaCoNER: 1-2)
 SHOWN = 20  # warnings of one kind printed; the rest is in --report
 GAP = 1000  # characters of padding between passages at most; a larger gap is a wrong offset, not a gap
+OVERLAPS = ("longest", "shortest", "first", "last", "layers")
 BATCH = 16  # documents that go to a worker at a time
 
 # ---------------------------------------------------------------------------- the report
@@ -209,8 +210,8 @@ def text_bound(line, where, seen, report):
 
 
 def is_cut(mention):
-    """Whether a mention's reference text is shorter than its spans."""
-    return len(mention[4] or "") < sum(end - start for start, end in mention[3])
+    """Whether a mention has a reference text, but a shorter one than its spans."""
+    return mention[4] is not None and len(mention[4]) < sum(end - start for start, end in mention[3])
 
 
 def brat_document(doc_id, txt, anns, encoding):
@@ -901,14 +902,13 @@ def flat_share(record, lost, report):
         report.flat[state, entity["type"]] += 1
 
 
-def layers(record):
-    """Yield the tags of layer 1, of layer 2, ...: each the longest entities that those before it don't hold."""
-    rest = record["entities"]
+def layers(entities, text):
+    """Yield the (start, end, type) of layer 1, of layer 2, ...: each the longest that those before it don't hold."""
     while True:
-        kept, lost = flat_entities(rest, record["text"])
-        yield flat_tags(kept, record["offsets"])
-        rest = [entity for entity, why in lost if why == "overlap"]
-        if not rest:
+        kept, lost = flat_entities(entities, text)
+        yield kept
+        entities = [entity for entity, why in lost if why == "overlap"]
+        if not entities:
             return
 
 
@@ -1008,8 +1008,10 @@ def add_record(record, made, args, report):
     if "jsonl" in args.to:
         made["jsonl"].append(to_json(view) + "\n")
     if "iob" in args.to:
-        layered_ = args.overlap == "layers"
-        tags = [*layers(view), ["O"] * len(view["tags"])] if layered_ else [view["tags"]]
+        tags = [view["tags"]]
+        if args.overlap == "layers":
+            kept = [*layers(view["entities"], view["text"]), []]
+            tags = [flat_tags(each, view["offsets"]) for each in kept]
         made["iob"].append([iob_lines(view, each) for each in tags])
 
 
@@ -1181,9 +1183,10 @@ def measure(record, stats):
         stats["mentions, words", len(entity["text"].split())] += 1
         stats["mentions, characters", len(entity["text"])] += 1
         stats["discontinuous"] += "fragments" in entity
-    for policy in ("longest", "shortest", "first", "last"):
-        kept = Counter(flat_entities(entities, text, policy)[0])
-        stats["exact", policy] += sum((kept & Counter((e["start"], e["end"], e["type"]) for e in entities)).values())
+    spans = {(entity["start"], entity["end"], entity["type"]) for entity in entities}
+    for policy in OVERLAPS:
+        kept = [flat_entities(entities, text, policy)[0]] if policy != "layers" else layers(entities, text)
+        stats["exact", policy] += len(spans.intersection(itertools.chain.from_iterable(kept)))
     for relation in overlaps(entities):
         stats[relation] += 1
 
@@ -1222,7 +1225,7 @@ def show_stats(stats):
     rows += [[f"  {type_}", *(f"{counts['type', type_]:,}" for counts in stats.values())] for type_ in types]
     for name in ("nested", "crossing", "same span", "discontinuous"):
         rows.append([name, *(f"{counts[name]:,}" for counts in stats.values())])
-    for policy in ("longest", "shortest", "first", "last"):
+    for policy in OVERLAPS:
         shares = (f"{counts['exact', policy] / max(1, total[split]):.2%}" for split, counts in stats.items())
         rows.append([f"exact in tags, {policy}", *shares])
     for name in ("texts, words", "texts, characters", "mentions, words", "mentions, characters"):
@@ -1281,8 +1284,7 @@ def parse_args(argv=None):
     policy.add_argument("--unit", choices=["sentence", "document"], default="sentence", help="default: %(default)s")
     policy.add_argument("--max_tokens", type=int, metavar="N",
                         help="windows: as many whole sentences as have N tokens together")  # fmt: skip
-    overlaps_ = ["longest", "shortest", "first", "last", "layers"]
-    policy.add_argument("--overlap", choices=overlaps_, default="longest",
+    policy.add_argument("--overlap", choices=OVERLAPS, default="longest",
                         help="overlapping mentions that go into tags; layers: all (%(default)s)")  # fmt: skip
     stand_ins = ["drop", "hull", "first", "longest", "split"]
     policy.add_argument("--discontinuous", choices=stand_ins, default="drop",
@@ -1332,9 +1334,11 @@ def main(argv=None):
             f"{kind} from {os.path.join(folder, *names[:1][kind == 'brat' :])}" for _, kind, folder, names in inputs
         )
         log(f"{split or 'all'}: reading {what}")
+        before = report.counts.copy(), report.flat.copy(), report.types.copy()
         try:
             stats |= write_split(split, inputs, args, report, started)
-        except DataError as error:  # the other splits go on
+        except DataError as error:  # nothing of this split is written; the others go on
+            report.counts, report.flat, report.types = before
             where, _, what = str(error).partition(": ")
             report.add(note("split", where, what, "error"))
     if args.stats:

@@ -3,6 +3,8 @@
 import gzip
 import itertools
 import json
+import lzma
+import random
 import re
 import time
 from collections import Counter
@@ -1221,6 +1223,274 @@ def test_real_document_units_say_the_same_as_sentences(facts, tmp_path):
     )
     documents = Facts(found.inputs, tmp_path, {})
     assert documents.mentions == found.mentions and outputs(tmp_path)[0] == "MACCROBAT2020.jsonl"
+
+
+# ---------------------------------------------------------------------------- real corpora in every format
+
+FORMAT_COUNTS = {  # corpus: (what is read, archive or None, {split: entities}); exact duplicates are kept once
+    "ncbi-disease": ("pubtator", None, {"NCBItrainset_corpus": 5134, "NCBIdevelopset_corpus": 787,
+                                        "NCBItestset_corpus": 960}),
+    "bc5cdr": ("pubtator", None, {"CDR_TrainingSet.PubTator": 9385, "CDR_DevelopmentSet.PubTator": 9591,
+                                  "CDR_TestSet.PubTator": 9809}),
+    "bc5cdr bioc": ("", "bioc.tar.xz", {"CDR_TrainingSet.BioC": 9560, "CDR_DevelopmentSet.BioC": 9758,
+                                        "CDR_TestSet.BioC": 9924}),
+    "bc5cdr iob": ("iob", None, {"train": 9385, "devel": 9593, "test": 9809}),
+    "biored": ("pubtator", None, {"Train": 13351, "Dev": 3533, "Dev.crlf": 3533, "Test": 3535}),
+    "chemprot": ("", None, {"chemprot_training": 25752, "chemprot_development": 15567, "chemprot_test_gs": 20828,
+                            "chemprot_sample": 1289}),
+    "rudrec": ("", None, {"rudrec_annotated": 4566}),
+    "medmentions": ("", None, {"mm_ner_sts.dev": 66763 + 141, "mm_ner_sts.test": 66447 + 145,  # I- after no B-
+                             "st21pv_sample_3docs.pubtator": 115}),
+    "jnlpba": ("", "standoff.tar.xz", {"train": 51301, "test": 8662}),
+    "raredis": ("dev_all.csv", None, {"dev_all": 1282}),
+}  # fmt: skip
+TYPES = {
+    "rudrec": {"DI": 1401, "Drugname": 1043, "Drugform": 836, "ADR": 720, "Drugclass": 330, "Finding": 236},
+    "biored": {"GeneOrGeneProduct": 4430 + 1180 + 2 * 1087, "CellLine": 103 + 50 + 2 * 22, "OrganismTaxon": 1429 + 393
+               + 2 * 370, "DiseaseOrPhenotypicFeature": 3646 + 917 + 2 * 982, "ChemicalEntity": 2853 + 754 + 2 * 822,
+               "SequenceVariant": 890 + 241 + 2 * 250},
+    "bc5cdr": {"Chemical": 5203 + 5347 + 5385, "Disease": 4182 + 4244 + 4424},
+}  # fmt: skip
+
+
+def lzma_copies(folder, out):
+    """The .xz files of a folder, unpacked."""
+    out.mkdir()
+    for path in sorted(folder.glob("*.xz")):
+        (out / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+    return out
+
+
+@pytest.fixture(scope="session")
+def read_corpus(cli, corpus, tmp_path_factory):
+    """{split: records} and the report of a corpus of FORMAT_COUNTS, or of BioRED in BioC."""
+    done = {}
+
+    def of(name):
+        if name not in done:
+            below, archive, _ = FORMAT_COUNTS.get(name, ("bioc", None, {}))
+            source = corpus(name.split()[0], archive) / below
+            out = tmp_path_factory.mktemp("out")
+            if name == "biored bioc":
+                source = lzma_copies(source, out / "in")
+            args = ["--input", source, "--output_dir", out, "--to", "jsonl", "--report", out / "report"]
+            run = cli("brat2iob.py", *args)
+            assert run.returncode == 0, run.stderr[-2000:]
+            found = {path.stem: list(read_records(path)) for path in out.glob("*.jsonl")}
+            done[name] = found, json.loads((out / "report").read_text())
+        return done[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", FORMAT_COUNTS)
+def test_real_counts_in_every_format(read_corpus, name):
+    found, report = read_corpus(name)
+    assert {split: sum(len(r["entities"]) for r in records) for split, records in found.items()} == FORMAT_COUNTS[name][
+        2
+    ]
+    counts = Counter(report["counts"])
+    assert (counts["dropped"], counts["repaired"]) == ((3, 1) if name == "bc5cdr bioc" else (0, 0))
+    assert counts["duplicates"] == {"ncbi-disease": 11, "bc5cdr bioc": 26}.get(name, 0)
+    if name in TYPES:
+        assert Counter(e["type"] for rs in found.values() for r in rs for e in r["entities"]) == TYPES[name]
+    adds_up(report)
+
+
+def spans_of(records):
+    return Counter((r["doc_id"], type_, str(spans)) for r in records for type_, spans in mentions([r]))
+
+
+def texts_of(records, rename=None):
+    return Counter(("any" if rename is None else rename.get(e["type"], e["type"]), "".join(e["text"].split()))
+                   for r in records for e in r["entities"])  # fmt: skip
+
+
+def test_bc5cdr_is_the_same_in_three_formats(read_corpus):
+    """BioC adds the parts of composite mentions; IOB2 cuts words, and one mention twice, at its own token edges."""
+    (pubtator, _), (bioc, _), (iob, _) = map(read_corpus, ("bc5cdr", "bc5cdr bioc", "bc5cdr iob"))
+    for name, short, more, other in (("Training", "train", 175, (0, 0)), ("Development", "devel", 167, (12, 14)),
+                                     ("Test", "test", 115, (5, 5))):  # fmt: skip
+        first, second = spans_of(pubtator[f"CDR_{name}Set.PubTator"]), spans_of(bioc[f"CDR_{name}Set.BioC"])
+        assert not first - second and (second - first).total() == more
+        first, second = (texts_of(each, {}) for each in (pubtator[f"CDR_{name}Set.PubTator"], iob[short]))
+        assert ((first - second).total(), (second - first).total()) == other
+
+
+def test_biored_is_the_same_in_three_formats(read_corpus):
+    (pubtator, _), (bioc, report) = read_corpus("biored"), read_corpus("biored bioc")
+    assert pubtator["Dev.crlf"] == pubtator["Dev"]
+    for split in ("Train", "Dev", "Test"):
+        assert spans_of(bioc[f"{split}.BioC"]) == spans_of(pubtator[split])
+    assert report["counts"]["duplicate documents"] == 200  # dev and test, in JSON as in XML: each kept once
+
+
+def test_ncbi_disease_is_the_same_in_two_formats(read_corpus, facts):
+    found, _ = read_corpus("ncbi-disease")
+    source = dict(zip(("train", "develop", "test"), facts("ncbi-disease").inputs, strict=True))
+    for name, other in (
+        ("train", (2, 13)),
+        ("develop", (0, 0)),
+        ("test", (0, 0)),
+    ):  # 11: the document that stands twice
+        first, second = texts_of(found[f"NCBI{name}set_corpus"]), texts_of(read_records(source[name]))
+        assert ((first - second).total(), (second - first).total()) == other
+
+
+def test_jnlpba_is_the_same_in_two_formats(read_corpus, facts):
+    """IOB2 writes straight quotes as `` and '', and renames types in some words, too; nothing else differs."""
+    found, _ = read_corpus("jnlpba")
+    files, new = facts("jnlpba").inputs, {"PRGE": "protein", "CLTP": "cell_type", "CLLN": "cell_line"}
+    for split, paths, other in (("train", files[:2], 23), ("test", files[2:], 3)):
+        first, second = (
+            texts_of(found[split], {}),
+            sum((texts_of(read_records(path), new) for path in paths), Counter()),
+        )
+        gone, more = first - second, second - first
+        assert gone.total() == more.total() == other
+        assert (
+            Counter((t, re.sub("``|''", '"', text).replace("-PRGE", "-protein")) for t, text in more.elements()) == gone
+        )
+
+
+ROUND = ("pharmaconer", "raredis", "nerel-bio", "maccrobat2020", "jnlpba")
+
+
+@pytest.mark.parametrize("unit", ["sentence", "document"])
+@pytest.mark.parametrize("name", ROUND)
+def test_real_brat_to_jsonl_to_brat_to_jsonl(cli, corpus, tmp_path, name, unit):
+    archives = CORPORA[name] or ["standoff.tar.xz"]
+    inputs = [corpus(name, archive) for archive in archives]
+    for step, source, flags in (("1", inputs, ["jsonl", "brat"]), ("2", None, ["brat"]), ("3", None, ["jsonl"])):
+        if step == "2":
+            source = sorted((tmp_path / "1").glob("*.jsonl"))
+        elif step == "3":
+            source = sorted(path for path in (tmp_path / "2").iterdir() if path.is_dir())
+        done = cli("brat2iob.py", "--input", *source, "--output_dir", tmp_path / step, "--unit", unit, "--to", *flags)
+        assert done.returncode == 0, done.stderr[-2000:]
+    first, again = (sorted((tmp_path / step).glob("*.jsonl")) for step in "13")
+    assert [path.name for path in first] == [path.name for path in again] != []
+    for a, b in zip(first, again, strict=True):
+        one_, two = (list(read_records(path)) for path in (a, b))
+        assert [r["text"] for r in one_] == [r["text"] for r in two]
+        assert [list(map(strip, r["entities"])) for r in one_] == [list(map(strip, r["entities"])) for r in two]
+        assert [r.get("other") for r in one_] == [r.get("other") for r in two]
+    direct, back = ({str(path.relative_to(tmp_path / step)): path.read_bytes() for path in (tmp_path / step).rglob("*")
+                     if path.suffix in (".txt", ".ann")} for step in "12")  # fmt: skip
+    assert direct == back if unit == "document" else set(direct) == set(back)
+
+
+@pytest.mark.parametrize("name", ["raredis", "nerel-bio"])
+def test_real_jsonl_to_iob_to_jsonl(facts, name, tmp_path):
+    """The flat entities by token index: all that IOB can hold."""
+    out = tmp_path / "o"
+    brat2iob.main(["--input", *map(str, facts(name).inputs), "--output_dir", str(out)])
+    for path in out.glob("*.jsonl"):
+        brat2iob.main(["--input", str(path.with_suffix(".iob")), "--output_dir", str(tmp_path / "again")])
+        first, again = (
+            [tag_spans(r["tags"], strict=True) for r in read_records(each)]
+            for each in (path, tmp_path / "again" / path.name)
+        )
+        assert first == again
+
+
+STATISTICS = {  # as the corpora's own README counts them; of NEREL-BIO less what duplicates and split mentions added
+    "raredis": {"nested": "122 37", "crossing": "582 91", "same span": "888 112", "discontinuous": "664 103",
+                "exact in tags, longest": "88.35% 86.97%", "exact in tags, layers": "93.63% 92.94%"},
+    "nerel-bio": {"nested": "1,959 1,726 18,890", "crossing": "91 74 910", "same span": "0 0 52",
+                  "discontinuous": "52 40 423", "exact in tags, shortest": "76.01% 77.95% 72.64%",
+                  "exact in tags, layers": "99.19% 99.35% 99.22%"},
+    "maccrobat2020": {"nested": "317", "crossing": "59", "same span": "242", "discontinuous": "39"},
+    "pharmaconer": {"nested": "0 0 0", "exact in tags, longest": "100.00% 100.00% 100.00%"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_real_statistics(cli, facts, name):
+    done = cli("brat2iob.py", "--input", *facts(name).inputs, "--stats")
+    assert done.returncode == 0, done.stderr
+    rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in done.stdout.splitlines()]
+    table = {row[0]: " ".join(row[1].split()) for row in rows if len(row) == 2}
+    assert {key: table[key] for key in STATISTICS[name]} == STATISTICS[name]
+
+
+# ---------------------------------------------------------------------------- a fuzz of real files
+
+
+def mutate(rng, raw):
+    """A few random edits of bytes, lines and numbers."""
+    for _ in range(rng.randint(1, 4)):
+        i, lines = rng.randrange(len(raw) + 1), raw.split(b"\n")
+        j = rng.randrange(len(lines))
+        kind = rng.randrange(8)
+        if kind == 0:
+            raw = raw[:i] + bytes([rng.randrange(256)]) + raw[i + 1 :]
+        elif kind == 1:
+            raw = (
+                raw[:i]
+                + rng.choice(["é".encode(), "😀".encode(), b"\r\n", b"\t", b" ", b";", b"\xef\xbb\xbf", b"&", b"<"])
+                + raw[i:]
+            )
+        elif kind == 2:
+            raw = raw[:i] + raw[i + rng.randint(1, 9) :]
+        elif kind == 3:
+            raw = b"\n".join([*lines[:j], lines[rng.randrange(len(lines))], *lines[j:]])
+        elif kind == 4:
+            raw = b"\n".join(lines[:j] + lines[j + 1 :])
+        elif kind == 5:
+            raw = raw[:i]
+        elif kind == 6:
+            raw = re.sub(rb"\d+", lambda m: str(int(m[0]) + rng.randint(-3, 3)).encode(), raw[:i], count=1) + raw[i:]
+        else:
+            raw = raw.replace(b"\n", b"\r\n") if rng.random() < 0.5 else raw[:i] + raw[i:].replace(b"\t", b" ", 1)
+    return raw
+
+
+@pytest.fixture(scope="session")
+def real_files(corpus):
+    """[{name: bytes}] of single real documents: BRAT, PubTator, BioC."""
+    cases = []
+    for name in ("pharmaconer", "raredis", "nerel-bio", "maccrobat2020"):
+        anns = sorted(path for path in corpus(name, CORPORA[name][0]).rglob("*.ann") if path.name[0] != ".")
+        for ann in anns[:: len(anns) // 12]:
+            cases.append({"a.txt": ann.with_suffix(".txt").read_bytes(), "a.ann": ann.read_bytes()})
+    for name, file in (("bc5cdr", "pubtator/CDR_TestSet.PubTator.txt"), ("biored", "pubtator/Dev.crlf.PubTator")):
+        blocks = re.split(rb"\r?\n\r?\n", (corpus(name) / file).read_bytes())
+        cases += [{"a.PubTator": b"\n\n".join(blocks[i : i + 2])} for i in range(0, 48, 4)]
+    documents = re.findall(
+        rb"<document>.*?</document>", (corpus("bc5cdr", "bioc.tar.xz") / "CDR_TestSet.BioC.xml").read_bytes(), re.S
+    )
+    cases += [{"a.xml": b"<collection>" + each + b"</collection>"} for each in documents[:12]]
+    return cases
+
+
+def check_fuzzed(tmp_path, files, capsys):
+    folder = write(tmp_path / "c", files)
+    code = brat2iob.run(lambda: brat2iob.main(["--input", str(folder), "--output_dir", str(tmp_path / "o"),
+                                               "--report", str(tmp_path / "report")]))  # fmt: skip
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "warning:"))]
+    assert code in (0, 1) and (code == 0 or any(line.startswith("error:") for line in lines))
+    records = [r for path in (tmp_path / "o").glob("*.jsonl") for r in read_records(path)]  # spans are checked there
+    if (tmp_path / "report").exists():
+        report = json.loads((tmp_path / "report").read_text())
+        adds_up(report)
+        if "a.ann" in files and not report["counts"].get("left out"):
+            lines_of = files["a.ann"].removeprefix(b"\xef\xbb\xbf").split(b"\n")
+            assert report["counts"].get("read", 0) == sum(line.startswith(b"T") for line in lines_of)
+        assert sum(len(r["entities"]) for r in records) == report["counts"].get("entities", 0)
+    return code
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_fuzzed_files_give_no_traceback_and_no_silent_loss(tmp_path_factory, real_files, capsys, count):
+    rng, codes = random.Random(count), Counter()
+    for _ in range(count):
+        files = dict(rng.choice(real_files))
+        for name in files:
+            if len(files) == 1 or rng.random() < 0.7:
+                files[name] = mutate(rng, files[name])
+        codes[check_fuzzed(tmp_path_factory.mktemp("f"), files, capsys)] += 1
+    assert min(codes[0], codes[1]) > count / 20  # some are harmless, some are not
 
 
 # ---------------------------------------------------------------------------- sentences
