@@ -40,6 +40,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, contextmanager
@@ -136,7 +137,7 @@ def fields(where):
         yield
     except DataError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, RecursionError) as error:
         raise DataError(f"{where}: a field is missing or not of its kind ({type(error).__name__}); "
                         "compare it with the format's description") from None  # fmt: skip
 
@@ -155,12 +156,20 @@ T_LINE = re.compile(rf"(\S+)\s+({SPANS})\s*", re.ASCII)
 ANY_LINE = re.compile(r"[A-Z*#]\w*\t")
 SECTION = re.compile(r"([^|\s]+)\|(\w)\|(.*)")
 ANN = (".ann", ".a1", ".a2")
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+
+
+def opened(path):
+    return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
 
 
 def decode(path, encoding):
     """Return (text without byte order mark, whether it had one) of a file, byte for byte as it stands."""
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-        raw = file.read()
+    try:
+        with opened(path) as file:
+            raw = file.read()
+    except GZIP_ERRORS:
+        raise DataError(f"{path}:1: broken or cut gzip data; unpack it again from its source") from None
     utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
         text = raw.decode(encoding or ("utf-16" if utf16 else "utf-8"))
@@ -287,20 +296,28 @@ def pubtator_document(path, block):
 
 def read_bioc(path, encoding):
     """Yield the documents of a BioC file, XML or JSON."""
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(1 << 16).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")
         file.seek(0)
         if b"<!ENTITY" in head:
             raise DataError(f"{path}: declares XML entities, which BioC has no use for; remove them")
-        for document in bioc_xml(path, file) if head[:1] == b"<" else parsed(path, encoding)["documents"]:
+        for document in bioc_xml(path, file) if head[:1] == b"<" else bioc_json(path, encoding):
             yield attempt(bioc_document, path, document)
+
+
+def bioc_json(path, encoding):
+    with fields(path):
+        collection = parsed(path, encoding)
+        return list(collection.get("documents", [collection]))
 
 
 def parsed(path, encoding):
     """A JSON file, whole."""
     try:
         return json.loads(decode(path, encoding)[0])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {getattr(error, 'msg', 'broken')}") from None
 
 
@@ -322,14 +339,15 @@ def bioc_xml(path, file):
                 yield {"id": element.findtext("id"), "passages": [piece(each) for each in element.iter("passage")],
                        "relations": relations}  # fmt: skip
                 element.clear()
-    except ElementTree.ParseError as error:
-        raise DataError(f"{path}:{error.position[0]}: not well-formed XML; get the file anew") from None
+    except (ElementTree.ParseError, LookupError, ValueError, *GZIP_ERRORS) as error:
+        line = getattr(error, "position", (1,))[0]
+        raise DataError(f"{path}:{line}: not well-formed XML; get the file anew") from None
 
 
 def bioc_document(path, document):
     """Passages, or their sentences, at their offsets; the annotations' offsets are counted from their passage."""
     parts, report, position = [], Report(), 0
-    with fields(f"{path}: document {document.get('id')}"):
+    with fields(f"{path}: document {document.get('id') if isinstance(document, dict) else '?'}"):
         report.counts["lines R"] += len(document.get("relations") or ())
         for passage in document["passages"]:
             inner = [passage] if passage.get("text") else passage.get("sentences") or ()
@@ -361,20 +379,26 @@ def padding(gap):
 
 def read_chemprot(path, encoding):
     """Yield the documents of ChemProt's PREFIX_abstracts.tsv (ID, title, abstract) with its PREFIX_entities.tsv."""
-    mentions, entities = defaultdict(list), "entities".join(path.rsplit("abstracts", 1))
+    rows, entities = defaultdict(list), "entities".join(path.rsplit("abstracts", 1))
     for number, line in read_lines(entities, encoding):
-        cells, where = line.split("\t"), f"{entities}:{number}"
-        if len(cells) != 6 or not is_offset(cells[3]) or not is_offset(cells[4]) or not cells[2].strip():
-            raise DataError(f"{where}: not `ID<TAB>T1<TAB>TYPE<TAB>START<TAB>END<TAB>text`")
-        mentions[cells[0]].append((where, cells[1], cells[2], [[int(cells[3]), int(cells[4])]], cells[5]))
+        if line.strip():
+            rows[line.split("\t", 1)[0]].append((f"{entities}:{number}", line.split("\t")))
     for number, line in read_lines(path, encoding):
-        doc_id, *texts = line.split("\t", 2)
-        if len(texts) != 2:
-            yield broken(f"{path}:{number}: not `ID<TAB>title<TAB>abstract`")
-            continue
-        yield {"doc_id": doc_id, "parts": [(0, "\n".join(texts), False, mentions.pop(doc_id, []))]}
-    for doc_id, left in mentions.items():
+        if line.strip():
+            yield attempt(chemprot_document, f"{path}:{number}", line, rows.pop(line.split("\t", 1)[0], []))
+    for doc_id, left in rows.items():
         yield broken(f"{left[0][0]}: no abstract of the id {doc_id}")
+
+
+def chemprot_document(where, line, rows):
+    doc_id, *texts = line.split("\t", 2)
+    if len(texts) != 2:
+        raise DataError(f"{where}: not `ID<TAB>title<TAB>abstract`")
+    for row, cells in rows:
+        if len(cells) != 6 or not is_offset(cells[3]) or not is_offset(cells[4]) or not cells[2].strip():
+            raise DataError(f"{row}: not `ID<TAB>T1<TAB>TYPE<TAB>START<TAB>END<TAB>text`")
+    mentions = [(row, cells[1], cells[2], [[int(cells[3]), int(cells[4])]], cells[5]) for row, cells in rows]
+    return {"doc_id": doc_id, "parts": [(0, "\n".join(texts), False, mentions)]}
 
 
 def read_rudrec(path, encoding):
@@ -445,7 +469,7 @@ def csv_documents(path, rows, known):
     cells = ((rows.line_num, {use: row.get(name) or "" for use, name in known.items()}) for row in rows)
     if not known["document"] and not known["sentence"]:
         for number, (line, row) in enumerate(cells):
-            yield attempt(token_document, f"{path}:{line}", str(number), [listed(f"{path}:{line}", row)])
+            yield attempt(list_document, f"{path}:{line}", str(number), row)
         return
     for number, (doc_id, group) in enumerate(itertools.groupby(cells, key=lambda cell: cell[1]["document"])):
         units_, where = [], None
@@ -456,12 +480,12 @@ def csv_documents(path, rows, known):
         yield attempt(token_document, where, doc_id or str(number), units_)
 
 
-def listed(where, row):
-    """The tokens and tags of a row that holds Python lists, without their <START> and <END>."""
+def list_document(where, doc_id, row):
+    """The document of a row that holds Python lists; <START> and <END> are no tokens of it."""
     with fields(where):
         pairs = list(zip(ast.literal_eval(row["token"]), ast.literal_eval(row["tag"]), strict=True))
         pairs = [(token, tag) for token, tag in pairs if token not in ("<START>", "<END>")]
-        return [token for token, _ in pairs], [tag for _, tag in pairs]
+    return token_document(where, doc_id, [([token for token, _ in pairs], [tag for _, tag in pairs])])
 
 
 def token_document(where, doc_id, units):
@@ -592,8 +616,11 @@ def detect(path):
         return "chemprot" if table[1] == "abstracts" else None
     if is_iob(name):
         return "conll"
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-        head = file.read(1 << 16).replace(b"\0", b"").decode("utf-8", "replace").lstrip("\ufeff\ufffd \r\n\t")
+    try:
+        with opened(path) as file:
+            head = file.read(1 << 16).replace(b"\0", b"").decode("utf-8", "replace").lstrip("\ufeff\ufffd \r\n\t")
+    except GZIP_ERRORS:
+        return None
     if name.endswith(".csv"):
         return "csv"
     if re.match(r"[^|\s]+\|t\|", head):
