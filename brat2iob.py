@@ -253,7 +253,7 @@ def read_brat(folder, names, encoding):
             what = "no .ann beside it; left out (not an empty gold)"
             yield {"report": note("no annotations", pair[".txt"], what, **left_out)}
         else:
-            yield attempt(brat_document, name.replace(os.sep, "/"), pair[".txt"], anns, encoding)
+            yield partial(attempt, brat_document, name.replace(os.sep, "/"), pair[".txt"], anns, encoding)
 
 
 # ---------------------------------------------------------------------------- other formats
@@ -269,7 +269,7 @@ def read_pubtator(path, encoding):
     block = []
     for number, line in itertools.chain(read_lines(path, encoding), [(0, None)]):
         if block and (line is None or ("|t|" in line and SECTION.match(line)[2] == "t")):
-            yield attempt(pubtator_document, path, block)
+            yield partial(attempt, pubtator_document, path, block)
             block = []
         if line and line.strip():
             block.append((number, line))
@@ -302,7 +302,7 @@ def read_bioc(path, encoding):
         if b"<!ENTITY" in head:
             raise DataError(f"{path}: declares XML entities, which BioC has no use for; remove them")
         for document in bioc_xml(path, file) if head[:1] == b"<" else bioc_json(path, encoding):
-            yield attempt(bioc_document, path, document)
+            yield partial(attempt, bioc_document, path, document)
 
 
 def bioc_json(path, encoding):
@@ -385,7 +385,7 @@ def read_chemprot(path, encoding):
             rows[line.split("\t", 1)[0]].append((f"{entities}:{number}", line.split("\t")))
     for number, line in read_lines(path, encoding):
         if line.strip():
-            yield attempt(chemprot_document, f"{path}:{number}", line, rows.pop(line.split("\t", 1)[0], []))
+            yield partial(attempt, chemprot_document, f"{path}:{number}", line, rows.pop(line.split("\t", 1)[0], []))
     for doc_id, left in rows.items():
         yield broken(f"{left[0][0]}: no abstract of the id {doc_id}")
 
@@ -410,7 +410,7 @@ def read_rudrec(path, encoding):
                 sentence = json.loads(line)
                 reviews[sentence["file_name"]].append((int(sentence["sentence_id"]), number, sentence))
     for name, sentences in reviews.items():
-        yield attempt(rudrec_document, path, name, sentences)
+        yield partial(attempt, rudrec_document, path, name, sentences)
 
 
 def rudrec_document(path, name, sentences):
@@ -428,12 +428,13 @@ def rudrec_document(path, name, sentences):
 def read_text(folder, names, encoding):
     """Yield documents without entities, for prediction."""
 
-    def document(name):
-        doc_id = os.path.splitext(name.removesuffix(".gz"))[0].replace(os.sep, "/")
-        return {"doc_id": doc_id, "text": decode(os.path.join(folder, name), encoding)[0], "entities": []}
-
     for name in sorted(name for name in names if not name.lower().endswith(ANN)):
-        yield attempt(document, name)
+        yield partial(attempt, text_document, folder, name, encoding)
+
+
+def text_document(folder, name, encoding):
+    doc_id = os.path.splitext(name.removesuffix(".gz"))[0].replace(os.sep, "/")
+    return {"doc_id": doc_id, "text": decode(os.path.join(folder, name), encoding)[0], "entities": []}
 
 
 def read_conll(path, encoding):
@@ -469,7 +470,7 @@ def csv_documents(path, rows, known):
     cells = ((rows.line_num, {use: row.get(name) or "" for use, name in known.items()}) for row in rows)
     if not known["document"] and not known["sentence"]:
         for number, (line, row) in enumerate(cells):
-            yield attempt(list_document, f"{path}:{line}", str(number), row)
+            yield partial(attempt, list_document, f"{path}:{line}", str(number), row)
         return
     for number, (doc_id, group) in enumerate(itertools.groupby(cells, key=lambda cell: cell[1]["document"])):
         units_, where = [], None
@@ -477,7 +478,7 @@ def csv_documents(path, rows, known):
             lines = list(sentence)
             where = where or f"{path}:{lines[0][0]}"
             units_.append(([row["token"] for _, row in lines], [row["tag"] for _, row in lines]))
-        yield attempt(token_document, where, doc_id or str(number), units_)
+        yield partial(attempt, token_document, where, doc_id or str(number), units_)
 
 
 def list_document(where, doc_id, row):
@@ -511,9 +512,9 @@ def read_json(path, encoding):
     lines = ((number, line) for number, line in read_lines(path, encoding) if line.strip())
     number, line = next(lines, (1, ""))
     if line.lstrip().startswith("["):
-        yield from (attempt(hugging_face, path, i, row) for i, row in enumerate(parsed(path, encoding), 1))
+        yield from (partial(attempt, hugging_face, path, i, row) for i, row in enumerate(parsed(path, encoding), 1))
     elif line and not re.search(r'"text"\s*:', line):
-        yield from (attempt(hugging_face, path, *row) for row in itertools.chain([(number, line)], lines))
+        yield from (partial(attempt, hugging_face, path, *row) for row in itertools.chain([(number, line)], lines))
     else:
         for doc_id, group in itertools.groupby(read_jsonl(path), key=lambda record: record["doc_id"]):
             yield from joined(doc_id, list(group))
@@ -646,40 +647,13 @@ def stem(name, kind=None):
 
 
 def read_documents(inputs, args):
-    """Yield the documents of one split's inputs; of a document that stands twice only a report."""
-    seen = {}
+    """Yield (document or the call that reads it, path, format, `source` for its records or None) of one split."""
     for _, kind, folder, names in inputs:
         for name in names if kind not in ("brat", "text") else [None]:
             path = os.path.normpath(folder) if name is None else os.path.join(folder, name)
             reader = partial(READERS[kind], folder, names) if name is None else partial(READERS[kind], path)
             for document in reader(args.encoding):
-                if "doc_id" in document and len(inputs) > 1:
-                    document["source"] = path
-                    if kind in ("conll", "csv"):  # their ids are running numbers
-                        document["doc_id"] = f"{path}/{document['doc_id']}"
-                yield named(document, path, kind, seen) if "doc_id" in document else document
-
-
-def named(document, path, kind, seen):
-    """A document with an id of its own; only a report if it was met before with the same text and mentions."""
-    doc_id = os.fsencode(document["doc_id"]).decode("utf-8", "replace")  # a file name may be no UTF-8
-    parts, units_ = document.get("parts", ()), document.get("units", ())
-    content = [(part[1], [mention[1:] for mention in part[3]]) for part in parts]
-    digest = hash(repr([content, document.get("text"), document.get("entities"), units_]))
-    found = seen.setdefault((doc_id, document.get("start", 0)), [])
-    if digest in found and kind != "conll":
-        n = sum(len(part[3]) for part in parts) + sum(
-            len(each["entities"]) for each in units_ or [document] if not parts
-        )
-        counts = {"duplicate documents": 1, "duplicates": n, "read": n}
-        what = "same id, text and mentions again; kept once"
-        return {"report": note("duplicate document", f"{path}: {doc_id}", what, **counts)}
-    found.append(digest)
-    document["doc_id"] = doc_id if len(found) == 1 else f"{doc_id}~{len(found)}"
-    if len(found) > 1:
-        what = f"same id, another text or other mentions: now {document['doc_id']}"
-        document.setdefault("report", Report()).warn("renamed document", f"{path}: {doc_id}", what)
-    return document
+                yield document, path, kind, path if len(inputs) > 1 else None
 
 
 # ---------------------------------------------------------------------------- mentions to entities
@@ -841,20 +815,24 @@ def is_plain(mention, text):
             and text.startswith(reference, start) and bool(reference.strip()))  # fmt: skip
 
 
-def keep_types(document, args, report):
+def holders(document):
+    """What holds a document's entities: its units where it came as tokens, else itself."""
+    return document.get("units", [document])
+
+
+def keep_types(entities, args, report):
     """Rename types by --map_types, keep those of --types; exact duplicates that this makes are kept once."""
-    for unit in document.get("units", [document]):
-        entities = {}
-        for entity in unit["entities"]:
-            type_ = args.type_map.get(entity["type"], entity["type"])
-            if type_ and (not args.types or type_ in args.types):
-                key = type_, *map(tuple, fragments(entity))
-                report.counts["duplicates"] += key in entities
-                entities.setdefault(key, entity | {"type": type_})
-            else:
-                report.counts["other types"] += 1
-                report.types[entity["type"]] += 1
-        unit["entities"] = list(entities.values())
+    kept = {}
+    for entity in entities:
+        type_ = args.type_map.get(entity["type"], entity["type"])
+        if type_ and (not args.types or type_ in args.types):
+            key = type_, *map(tuple, fragments(entity))
+            report.counts["duplicates"] += key in kept
+            kept.setdefault(key, entity | {"type": type_})
+        else:
+            report.counts["other types"] += 1
+            report.types[entity["type"]] += 1
+    return list(kept.values())
 
 
 # ---------------------------------------------------------------------------- units of a document
@@ -993,29 +971,31 @@ def safe_name(doc_id, taken):
 # ---------------------------------------------------------------------------- one split
 
 
-def convert(document, args):
-    """Return (report, what the outputs get) of a document; nothing but the report where it is left out."""
+def convert(item, args, doc_id=None):
+    """Return (report, what the outputs get) of an item of read_documents; nothing but the report if it is left out."""
+    document, _, kind, source = item
+    document = dict(document() if callable(document) else document)
     report = document.get("report") or Report()
     if "doc_id" not in document:
         return report, None
+    own = os.fsencode(document["doc_id"]).decode("utf-8", "replace")  # a file name may be no UTF-8
+    if source and kind in ("conll", "csv"):  # their ids are running numbers
+        own = f"{source}/{own}"
+    document["doc_id"] = doc_id or own
+    made = {"doc_id": own, "start": document.get("start", 0), "jsonl": [], "iob": [], "stats": Counter()}
     try:
+        made["side"] = text_digest(document) if args.split else None
         if "parts" in document:
             resolve(document, args, report)
         else:
-            report.counts["read"] += sum(len(unit["entities"]) for unit in document.get("units", [document]))
+            report.counts["read"] += sum(len(each["entities"]) for each in holders(document))
+        content = repr([document.get(name) for name in ("text", "entities", "units")])
+        made["digest"] = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if args.types or args.type_map:
-            keep_types(document, args, report)
-        made = {
-            "doc_id": document["doc_id"],
-            "split": document.get("split"),
-            "jsonl": [],
-            "iob": [],
-            "stats": Counter(),
-        }
+            chosen = [each | {"entities": keep_types(each["entities"], args, report)} for each in holders(document)]
+            document |= {"units": chosen} if "units" in document else chosen[0]
         for record in token_units(document, args) if "units" in document else units(document, args, report):
-            if "source" in document:
-                record["source"] = document["source"]
-            add_record(record, made, args, report)
+            add_record(record | ({"source": source} if source else {}), made, args, report)
         if "brat" in args.to:
             plain = argparse.Namespace(unit="document", max_tokens=None)
             made["brat"] = to_brat(next(token_units(document, plain)) if "units" in document else document)
@@ -1055,25 +1035,44 @@ def layered(records):
     ]
 
 
-def converted(documents, args):
-    """Yield convert(document) of each, in order; with --workers in so many processes, a few batches ahead."""
+def converted(items, args):
+    """Yield (item, *convert(item)), in order; with --workers in so many processes, a few batches ahead."""
     if args.workers == 1:
-        yield from map(partial(convert, args=args), documents)
+        yield from ((item, *convert(item, args)) for item in items)
         return
     from concurrent.futures import ProcessPoolExecutor
 
-    waiting, documents = deque(), iter(documents)
+    waiting, items = deque(), iter(items)
     with ProcessPoolExecutor(args.workers) as pool:
-        while batch := list(itertools.islice(documents, BATCH)):
-            waiting.append(pool.submit(convert_batch, batch, args))
-            if len(waiting) > 3 * args.workers:
-                yield from waiting.popleft().result()
-        for each in waiting:
-            yield from each.result()
+        while (batch := list(itertools.islice(items, BATCH))) or waiting:
+            if batch:
+                waiting.append((batch, pool.submit(convert_batch, batch, args)))
+            if len(waiting) > 3 * args.workers or not batch:
+                first, results = waiting.popleft()
+                yield from ((item, *result) for item, result in zip(first, results.result(), strict=True))
 
 
 def convert_batch(batch, args):
-    return [convert(document, args) for document in batch]
+    return [convert(item, args) for item in batch]
+
+
+def once(results, args):
+    """Yield (report, what the outputs get); of a document that was there before, a report; of its id, another id."""
+    seen = {}
+    for item, found, made in results:
+        if made:
+            where, copies = f"{item[1]}: {made['doc_id']}", seen.setdefault((made["doc_id"], made["start"]), [])
+            if made["digest"] in copies and item[2] != "conll":
+                counts = {"duplicate documents": 1, "duplicates": found.counts["read"], "read": found.counts["read"]}
+                what = "same id, text and mentions again; kept once"
+                found, made = note("duplicate document", where, what, **counts), None
+            else:
+                copies.append(made["digest"])
+            if len(copies) > 1 and made:
+                found, made = convert(item, args, name := f"{made['doc_id']}~{len(copies)}")
+                found.warn("renamed document", where, f"same id, another text or other mentions: now {name}")
+                made["doc_id"] = name
+        yield found, made
 
 
 # ---------------------------------------------------------------------------- outputs
@@ -1145,8 +1144,9 @@ def written_digest(path):
     return json.loads(decode(sidecar, None)[0]).get("digest") if os.path.isfile(sidecar) else None
 
 
-def assign(documents, shares, seed):
+def assign(items, shares, seed):
     """Return {digest of a text: "train", "dev" or "test"}: documents with the same text are on the same side."""
+    documents = (document() if callable(document) else document for document, *_ in items)
     texts = sorted({text_digest(document) for document in documents if "doc_id" in document})
     random.Random(seed).shuffle(texts)
     edges = [round(len(texts) * share) for share in itertools.accumulate(shares)]
@@ -1156,12 +1156,6 @@ def assign(documents, shares, seed):
 def text_digest(document):
     texts = [part[1] for part in document.get("parts", ())] or [unit["text"] for unit in document.get("units", ())]
     return hashlib.sha256("".join(texts or document["text"]).encode("utf-8", "surrogatepass")).digest()
-
-
-def sided(documents, sides):
-    """Give each document the split of its text."""
-    for document in documents:
-        yield document | {"split": sides[text_digest(document)]} if "doc_id" in document else document
 
 
 def input_digests(splits, inputs, args):
@@ -1178,16 +1172,14 @@ def input_digests(splits, inputs, args):
 
 def write_split(split, inputs, args, report, started):
     """Convert one split, or with --split all inputs into three, into its files; return its statistics by split."""
-    documents, stats = read_documents(inputs, args), {}
+    stats, outputs, errors = {}, {}, sum(message["level"] == "error" for message in report.messages)
     digests = {} if args.stats else input_digests(["train", "dev", "test"] if args.split else [split], inputs, args)
-    if args.split:
-        documents = sided(documents, assign(read_documents(inputs, args), args.split, args.seed))
-    outputs, errors = {}, sum(message["level"] == "error" for message in report.messages)
+    sides = assign(read_documents(inputs, args), args.split, args.seed) if args.split else {}
     with ExitStack() as stack:
-        for found, made in converted(documents, args):
+        for found, made in once(converted(read_documents(inputs, args), args), args):
             report.add(found)
             if made:
-                name = made["split"] or split
+                name = sides.get(made["side"], split)
                 output = outputs[name] if name in outputs else outputs.setdefault(name, Output(name, stack, args))
                 stats.setdefault(name, Counter()).update(made["stats"])
                 output.counts.update(found.counts)

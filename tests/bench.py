@@ -3,7 +3,7 @@
     python tests/bench.py                          all, on NCBI-disease (NER_CORPORA as in the tests), about 25 minutes
     python tests/bench.py train --limit 1000       training: CPU seconds and memory beside a plain Trainer
     python tests/bench.py predict --model DIR      prediction beside transformers.pipeline, one text at a time
-    python tests/bench.py convert                  brat2iob.py: MB/s and documents/s beside a bare floor without checks
+    python tests/bench.py convert                  brat2iob.py: MB/s of text, beside a bare floor and peers
 
 Processes are measured whole, imports included, but for `predict`, which compares the calls in one process. The plain
 Trainer is run_ner.py's way: words given one by one, fp32, dynamic padding, no grouping by length, its default rate.
@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -141,19 +142,43 @@ def floor(folder):
         sys.stdout.write("".join(out))
 
 
+PEERS = {  # MB/s of standoff2conll and of anntoconll, seen on another machine; None: it aborts
+    "ncbi-disease": (0.89, 1.46), "bc5cdr": (0.90, 1.35), "nerel-bio": (1.16, None), "pharmaconer": (None, 1.07),
+    "raredis": (None, None), "maccrobat2020": (None, None),
+}  # fmt: skip
+
+
 def bench_convert(args):
-    """brat2iob.py writing JSONL and IOB, one worker, on a real BRAT corpus, beside the floor."""
-    folder = Path(args.input)
-    texts = list(folder.rglob("*.txt"))
-    size = sum(path.stat().st_size for path in texts)
-    ours, bare = [], []
-    with tempfile.TemporaryDirectory() as out:
-        for _ in range(args.runs):
-            ours.append(measure(ROOT / "brat2iob.py", "--input", folder, "--output_dir", out)[1])
-            bare.append(measure(__file__, "floor", "--input", folder)[1])
-    for name, runs in (("brat2iob.py", ours), ("bare floor", bare)):
-        seconds = statistics.median(runs)
-        print(f"convert: {name} {size / seconds / 1e6:.2f} MB/s, {len(texts) / seconds:.0f} documents/s")
+    """brat2iob.py writing JSONL and IOB, with one worker and two, beside the floor, which gets the same as BRAT."""
+    sources = [Path(args.input)] if args.input else [
+        *(CORPORA / name / "pubtator" for name in ("ncbi-disease", "bc5cdr")),
+        *sorted(CORPORA.glob("*/*.tar.xz")), *sorted(CORPORA.glob("raredis/train.zip"))]  # fmt: skip
+    with tempfile.TemporaryDirectory() as top:
+        for source in sources:
+            name = source.name if args.input else source.parent.name
+            if args.input or (name in PEERS and "bioc" not in source.name):
+                convert_one(name, source, Path(top) / name, args.runs)
+
+
+def convert_one(name, source, folder, runs):
+    """Measure one corpus; archives are unpacked first."""
+    if source.suffix in (".xz", ".zip"):
+        shutil.unpack_archive(source, folder / "in", **({"filter": "data"} if source.suffix == ".xz" else {}))
+        source = folder / "in"
+    script, texts = ROOT / "brat2iob.py", folder / "brat"
+    measure(script, "--input", source, "--output_dir", texts, "--to", "brat")
+    size = sum(path.stat().st_size for path in texts.rglob("*.txt"))
+    count = sum(1 for _ in texts.rglob("*.txt"))
+    times = {"one worker": [], "two workers": [], "bare floor": []}
+    for _ in range(runs):
+        for label, extra in (("one worker", []), ("two workers", ["--workers", 2])):
+            times[label].append(measure(script, "--input", source, "--output_dir", folder / "out", *extra)[1])
+        times["bare floor"].append(measure(__file__, "floor", "--input", texts)[1])
+    for label, seconds in times.items():
+        middle = statistics.median(seconds)
+        print(f"convert {name}: {label} {size / middle / 1e6:.2f} MB/s, {count / middle:.0f} documents/s")
+    peers = zip(("standoff2conll", "anntoconll"), PEERS.get(name, ()), strict=False)
+    print(f"convert {name}: elsewhere", ", ".join(f"{peer} {rate or 'aborts'}" for peer, rate in peers))
 
 
 def main():
@@ -163,7 +188,7 @@ def main():
     parser.add_argument("--limit", type=int, default=1000, help="records (default: %(default)s; 0: all)")
     parser.add_argument("--runs", type=int, default=3, help="alternating runs (default: %(default)s)")
     parser.add_argument("--model", help="a trained model folder, for predict")
-    parser.add_argument("--input", default=str(ROOT / "data" / "rare_en"), help="BRAT folder, for convert")
+    parser.add_argument("--input", help="what to convert (default: real corpora)")
     parser.add_argument("--train_file", help=argparse.SUPPRESS)
     parser.add_argument("--output_dir", help=argparse.SUPPRESS)
     parser.add_argument("--num_train_epochs", dest="epochs", type=float, default=1)
