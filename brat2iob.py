@@ -38,6 +38,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import time
 import zlib
@@ -1043,7 +1044,7 @@ def converted(items, args):
     from concurrent.futures import ProcessPoolExecutor
 
     waiting, items = deque(), iter(items)
-    with ProcessPoolExecutor(args.workers) as pool:
+    with ProcessPoolExecutor(args.workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         while (batch := list(itertools.islice(items, BATCH))) or waiting:
             if batch:
                 waiting.append((batch, pool.submit(convert_batch, batch, args)))
