@@ -42,10 +42,11 @@ import signal
 import sys
 import time
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import itemgetter
 
 from utils import (
     DataError,
@@ -66,6 +67,7 @@ from utils import (
     sha256,
     span_text,
     split_tag,
+    tag_spans,
     to_json,
     tokenize,
     write_sidecar,
@@ -100,10 +102,10 @@ class Report:
             level, kind, where, what = message.values()
             self.messages.append(message)
             self.kinds[level, kind] += 1
-            if level == "error" or self.kinds[level, kind] <= SHOWN:
+            if self.kinds[level, kind] <= SHOWN:
                 log(f"{level}: {where}: {what}")
             elif self.kinds[level, kind] == SHOWN + 1:
-                log(f"warning: more like the last ({kind}) are counted, not shown; --report FILE lists them all")
+                log(f"{level}: more like the last ({kind}) are counted, not shown; --report FILE lists them all")
 
 
 def note(kind, where, what, level="warning", **counts):
@@ -138,9 +140,18 @@ def fields(where):
         yield
     except DataError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: a field is missing or not of its kind ({type(error).__name__}); "
                         "compare it with the format's description") from None  # fmt: skip
+
+
+def mention(where, name, type_, spans, reference):
+    """A mention, its fields checked to be of their kinds; ValueError (for `fields`) where one is not."""
+    edges = [edge for span in spans for edge in span]
+    kinds = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges) and isinstance(type_, str)
+    if not edges or not kinds or not type_.strip() or not isinstance(reference, (str, type(None))):
+        raise ValueError
+    return where, str(name), type_.strip(), spans, reference
 
 
 # ---------------------------------------------------------------------------- BRAT
@@ -156,6 +167,7 @@ SPANS = r"\d{1,15}\s+\d{1,15}(?:\s*;\s*\d{1,15}\s+\d{1,15})*"
 T_LINE = re.compile(rf"(\S+)\s+({SPANS})\s*", re.ASCII)
 ANY_LINE = re.compile(r"[A-Z*#]\w*\t")
 SECTION = re.compile(r"([^|\s]+)\|(\w)\|(.*)")
+TITLE = re.compile(r"[^|\s]+\|t\|")
 ANN = (".ann", ".a1", ".a2")
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 
@@ -237,9 +249,9 @@ def read_brat(folder, names, encoding):
     """Yield the documents of a folder; `names` are the relative paths of its .txt, .ann, .a1 and .a2 files."""
     pairs = {}
     for name in names:
-        base, suffix = os.path.splitext(name)
+        base, suffix = os.path.splitext(name.removesuffix(".gz"))
         if suffix.lower() in pairs.setdefault(base, {}):
-            what = "the same name stands in small and capital letters"
+            what = "the same name stands there twice, in capital letters or as .gz"
             yield {"report": note("two files", os.path.join(folder, name), what, "error")}
         pairs[base][suffix.lower()] = os.path.join(folder, name)
     if not any(suffix in pair for pair in pairs.values() for suffix in ANN):
@@ -269,7 +281,7 @@ def read_pubtator(path, encoding):
     """Yield the documents of a PubTator file: one begins at each `ID|t|title`."""
     block = []
     for number, line in itertools.chain(read_lines(path, encoding), [(0, None)]):
-        if block and (line is None or ("|t|" in line and SECTION.match(line)[2] == "t")):
+        if block and (line is None or ("|t|" in line and TITLE.match(line))):
             yield partial(attempt, pubtator_document, path, block)
             block = []
         if line and line.strip():
@@ -288,7 +300,7 @@ def pubtator_document(path, block):
             texts.append(section[3])
         elif len(cells) >= 5 and is_offset(cells[1]) and is_offset(cells[2]) and cells[4].strip():
             mentions.append((where, "mention", cells[4].strip(), [[int(cells[1]), int(cells[2])]], cells[3]))
-        elif len(cells) in (4, 5):
+        elif len(cells) in (4, 5) and cells[1].strip() and not is_offset(cells[1]):
             report.counts["lines R"] += 1
         else:
             raise DataError(f"{where}: neither `ID<TAB>START<TAB>END<TAB>text<TAB>TYPE<TAB>CONCEPT` nor a relation")
@@ -298,11 +310,12 @@ def pubtator_document(path, block):
 def read_bioc(path, encoding):
     """Yield the documents of a BioC file, XML or JSON."""
     with opened(path) as file:
-        head = file.read(1 << 16).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")
+        head = file.read(1 << 20).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")
         file.seek(0)
-        if b"<!ENTITY" in head:
-            raise DataError(f"{path}: declares XML entities, which BioC has no use for; remove them")
-        for document in bioc_xml(path, file) if head[:1] == b"<" else bioc_json(path, encoding):
+        xml, before = head[:1] == b"<", head.split(b"<collection")[0]
+        if xml and (before == head or b"<!ENTITY" in before):
+            raise DataError(f"{path}:1: no BioC: no <collection> in the first megabyte, or it declares XML entities")
+        for document in bioc_xml(path, file) if xml else bioc_json(path, encoding):
             yield partial(attempt, bioc_document, path, document)
 
 
@@ -326,19 +339,22 @@ def bioc_xml(path, file):
     """Yield each <document> as BioC JSON has it; one at a time in memory."""
     from xml.etree import ElementTree
 
+    def whole(element):
+        return None if element is None else "".join(element.itertext())
+
     def piece(element):
         inner = {f"{name}s": [piece(each) for each in element.findall(name)] for name in ("annotation", "sentence")}
         infons = {infon.get("key"): infon.text for infon in element.findall("infon")}
         spans = [dict(at.items()) for at in element.findall("location")]
-        own = {"id": element.get("id"), "text": element.findtext("text"), "offset": element.findtext("offset")}
+        own = {name: whole(element.find(name)) for name in ("text", "offset")} | {"id": element.get("id")}
         return own | inner | {"infons": infons, "locations": spans}
 
     try:
         for _, element in ElementTree.iterparse(file):
             if element.tag == "document":
-                relations = list(element.iter("relation"))
-                yield {"id": element.findtext("id"), "passages": [piece(each) for each in element.iter("passage")],
-                       "relations": relations}  # fmt: skip
+                passages = [piece(each) for each in element.findall("passage")]
+                relations = len(list(element.iter("relation"))) * [None]
+                yield piece(element) | {"id": whole(element.find("id")), "passages": passages, "relations": relations}
                 element.clear()
     except (ElementTree.ParseError, LookupError, ValueError, *GZIP_ERRORS) as error:
         line = getattr(error, "position", (1,))[0]
@@ -346,31 +362,33 @@ def bioc_xml(path, file):
 
 
 def bioc_document(path, document):
-    """Passages, or their sentences, at their offsets; the annotations' offsets are counted from their passage."""
-    parts, report, position = [], Report(), 0
+    """Passages, or their sentences, one after the other; each annotation belongs to the passage of its offset."""
+    parts, bases, report, position = [], [], Report(), 0
     with fields(f"{path}: document {document.get('id') if isinstance(document, dict) else '?'}"):
         report.counts["lines R"] += len(document.get("relations") or ())
-        for passage in document["passages"]:
-            inner = [passage] if passage.get("text") else passage.get("sentences") or ()
-            notes = list(passage.get("annotations") or ()) if passage not in inner else []
+        notes = list(document.get("annotations") or ())
+        for passage in sorted(document["passages"], key=lambda each: int(each["offset"])):
+            sentences = passage.get("sentences") or []
             base, text = int(passage["offset"]), ""
-            for each in inner:
+            for each in [passage] if passage.get("text") else sentences:
                 text += padding(int(each["offset"]) - base - len(text)) + each["text"]
+            for each in (passage, *sentences):
                 notes += each.get("annotations") or ()
-            position += len(pad := padding(base - position) or "\n" * bool(parts))
             if parts:  # what is between two passages ends the first
+                pad = padding(base - bases[-1] - len(parts[-1][1])) or "\n"
+                position += len(parts[-1][1] + pad)
                 parts[-1] = (parts[-1][0], parts[-1][1] + pad, *parts[-1][2:])
-            parts.append((position, text, False, [bioc_mention(path, document, each, base) for each in notes]))
-            position += len(text)
+            parts.append((position, text, False, []))
+            bases.append(base)
+        for each in notes:
+            spans = [[int(at["offset"]), int(at["offset"]) + int(at["length"])] for at in each["locations"]]
+            here = max(bisect_right(bases, min(spans)[0]) - 1, 0)
+            spans = [[start - bases[here], end - bases[here]] for start, end in spans]
+            where = f"{path}: document {document['id']}, annotation {each.get('id')}"
+            parts[here][3].append(mention(where, each.get("id"), each["infons"]["type"], spans, each.get("text")))
+        if not str(document["id"] or ""):
+            raise ValueError
     return {"doc_id": str(document["id"]), "parts": parts, "report": report}
-
-
-def bioc_mention(path, document, annotation, base):
-    spans = [[int(at["offset"]) - base, int(at["offset"]) - base + int(at["length"])] for at in annotation["locations"]]
-    name, type_ = str(annotation.get("id")), annotation["infons"]["type"].strip()
-    if not spans or not type_:
-        raise ValueError
-    return f"{path}: document {document['id']}, annotation {name}", name, type_, spans, annotation.get("text")
 
 
 def padding(gap):
@@ -380,15 +398,16 @@ def padding(gap):
 
 def read_chemprot(path, encoding):
     """Yield the documents of ChemProt's PREFIX_abstracts.tsv (ID, title, abstract) with its PREFIX_entities.tsv."""
-    rows, entities = defaultdict(list), "entities".join(path.rsplit("abstracts", 1))
+    rows, used, entities = defaultdict(list), set(), "entities".join(path.rsplit("abstracts", 1))
     for number, line in read_lines(entities, encoding):
         if line.strip():
             rows[line.split("\t", 1)[0]].append((f"{entities}:{number}", line.split("\t")))
     for number, line in read_lines(path, encoding):
         if line.strip():
-            yield partial(attempt, chemprot_document, f"{path}:{number}", line, rows.pop(line.split("\t", 1)[0], []))
-    for doc_id, left in rows.items():
-        yield broken(f"{left[0][0]}: no abstract of the id {doc_id}")
+            used.add(doc_id := line.split("\t", 1)[0])
+            yield partial(attempt, chemprot_document, f"{path}:{number}", line, rows[doc_id])
+    for doc_id in rows.keys() - used:
+        yield broken(f"{rows[doc_id][0][0]}: no abstract of the id {doc_id}")
 
 
 def chemprot_document(where, line, rows):
@@ -419,8 +438,8 @@ def rudrec_document(path, name, sentences):
     for _, number, sentence in sorted(sentences, key=lambda each: each[:2]):
         with fields(f"{path}:{number}"):
             text = sentence["text"] if sentence["text"].endswith("\n") else sentence["text"] + "\n"
-            mentions = [(f"{path}:{number}", str(e["entity_id"]), e["entity_type"], [[int(e["start"]), int(e["end"])]],
-                         e["entity_text"]) for e in sentence["entities"]]  # fmt: skip
+            mentions = [mention(f"{path}:{number}", e["entity_id"], e["entity_type"], [[e["start"], e["end"]]],
+                                e["entity_text"]) for e in sentence["entities"]]  # fmt: skip
             parts.append((position, text, False, mentions))
             position += len(text)
     return {"doc_id": os.path.splitext(name)[0], "parts": parts, "edges": [start for start, *_ in parts]}
@@ -440,8 +459,11 @@ def text_document(folder, name, encoding):
 
 def read_conll(path, encoding):
     """Yield the documents of an IOB/CoNLL file; their `units` are the file's own, with its tokens."""
-    for doc_id, group in itertools.groupby(read_iob(path, encoding), key=lambda record: record["doc_id"]):
+    warnings = []
+    for doc_id, group in itertools.groupby(read_iob(path, encoding, warnings.append), key=itemgetter("doc_id")):
         yield {"doc_id": doc_id, "units": list(group)}
+    for what in warnings:
+        yield {"report": note("IOB", path, what)}
 
 
 # Columns of the CSV files met: RareDis (two layouts), MedMentions (lists written as Python does)
@@ -498,13 +520,19 @@ def token_document(where, doc_id, units):
                 raise DataError(f"{where}: tokens and tags must be strings, and as many; write the tags' names")
             for tag in tags:
                 split_tag(tag)
-    full = [[pair for pair in zip(*unit, strict=True) if pair[0].strip()] for unit in units]
-    report, empty = Report(), sum(len(unit[0]) for unit in units) - sum(map(len, full))
-    if empty:
-        report.warn("empty token", where, f"{empty} tokens of white space in this document; left out")
-    made = [
-        iob_record(f"{doc_id}:{i}", doc_id, *map(list, zip(*unit, strict=True))) for i, unit in enumerate(full) if unit
-    ]
+    report, made = Report(), []
+    for i, (tokens, tags) in enumerate(units):
+        spans = tag_spans(tags)  # before white space is left out: it can part two mentions
+        tags = ["O"] * len(tokens)
+        for first, last, type_ in spans:
+            inside = [at for at in range(first, last) if tokens[at].strip()]
+            for at in inside:
+                tags[at] = f"{'B' if at == inside[0] else 'I'}-{type_}"
+        kept = [at for at, token in enumerate(tokens) if token.strip()]
+        if len(kept) < len(tokens):
+            report.warn("empty token", where, f"{len(tokens) - len(kept)} tokens of white space in a unit; left out")
+        if kept:
+            made.append(iob_record(f"{doc_id}:{i}", doc_id, [tokens[at] for at in kept], [tags[at] for at in kept]))
     return {"doc_id": doc_id, "units": made, "report": report}
 
 
@@ -517,7 +545,7 @@ def read_json(path, encoding):
     elif line and not re.search(r'"text"\s*:', line):
         yield from (partial(attempt, hugging_face, path, *row) for row in itertools.chain([(number, line)], lines))
     else:
-        for doc_id, group in itertools.groupby(read_jsonl(path), key=lambda record: record["doc_id"]):
+        for doc_id, group in itertools.groupby(read_jsonl(path), key=itemgetter("doc_id")):
             yield from joined(doc_id, list(group))
 
 
@@ -534,29 +562,25 @@ def hugging_face(path, number, row):
 
 def joined(doc_id, records):
     """The documents that records of one doc_id make: units that follow each other without a gap are one."""
-    if any(record.get("pretokenized") for record in records):
-        yield {"doc_id": doc_id, "units": records}
+    kept = {"source": records[0]["source"]} if "source" in records[0] else {}
+    if all(record.get("pretokenized") for record in records):
+        yield {"doc_id": doc_id, "units": records, "ids": [record["id"] for record in records], **kept}
         return
-    run_, end = [], None
-    for record in [*sorted(records, key=lambda record: record["start"]), None]:
-        if run_ and (record is None or record["start"] != end):
-            start, texts = run_[0]["start"], [each["text"] for each in run_]
-            edges = [each["start"] - start for each in run_]
-            entities = [shifted(e, -by) for by, each in zip(edges, run_, strict=True) for e in each["entities"]]
+    unit, end = [], None
+    for record in [*sorted(records, key=itemgetter("start")), None]:
+        if unit and (record is None or record["start"] != end):
+            start, ids = unit[0]["start"], [each["id"] for each in unit]
+            edges = [each["start"] - start for each in unit]
+            entities = [shifted(e, -by) for by, each in zip(edges, unit, strict=True) for e in each["entities"]]
             entities.sort(key=lambda e: (e["start"], -e["end"], e["type"]))
-            kept = {"edges": edges, "ids": [each["id"] for each in run_]} if len(run_) > 1 else {}
-            other = [line for each in run_ for line in each.get("other", ())]
-            yield {
-                "doc_id": doc_id,
-                "start": start,
-                "text": "".join(texts),
-                "entities": entities,
-                "other": other,
-                **kept,
-            }
-            run_ = []
+            other = [line for each in unit for line in each.get("other", ())]
+            document = {"doc_id": doc_id, "start": start, "text": "".join(each["text"] for each in unit), **kept}
+            if ids != [doc_id]:  # else a whole document, whose sentences are still to be found
+                document |= {"edges": edges, "ids": ids}
+            yield document | {"entities": entities, "other": other}
+            unit = []
         if record:
-            run_.append(record)
+            unit.append(record)
             end = record["start"] + len(record["text"])
 
 
@@ -567,13 +591,13 @@ READERS = {"brat": read_brat, "pubtator": read_pubtator, "bioc": read_bioc, "con
 # ---------------------------------------------------------------------------- what the inputs hold
 
 
-def find_inputs(paths, input_format):
+def find_inputs(args, report):
     """Return [(split, format, folder, names)]: what each path holds, in the order given."""
-    found = []
-    for path in paths:
+    found, input_format = [], args.input_format
+    for path in args.input:
         folder, name = os.path.split(path)
         if os.path.isdir(path):
-            found += search_folder(path, input_format)
+            found += search_folder(path, args, report)
             continue
         if not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder; check --input")
@@ -585,47 +609,68 @@ def find_inputs(paths, input_format):
     return [item for i, item in enumerate(found) if item not in found[:i]]
 
 
-def search_folder(folder, input_format):
+def search_folder(folder, args, report):
     """What one folder holds: its documents make one split with all below; else each sub-folder and file is one."""
+    input_format, real = args.input_format, os.path.realpath(folder)
     here = sorted(name for name in os.listdir(folder) if name[0] != "." and name != "__MACOSX")
-    files = [name for name in here if os.path.isfile(os.path.join(folder, name))]
-    here = [name for name in here if name not in files]
-    kinds = {name: detect(os.path.join(folder, name)) for name in files if f"{name}.run.json" not in files}
+    files = {name for name in here if os.path.isfile(os.path.join(folder, name)) and not name.endswith("run.json")}
+    ours = {name for name in files if f"{name}.run.json" in here}  # outputs: not read again, nor twice
+    if real != os.path.realpath(args.output_dir or os.devnull):
+        ours = {
+            name for name in ours if name.endswith(".iob") and re.sub(r"(\.layer\d+)?\.iob$", ".jsonl", name) in ours
+        }
+    here = [name for name in here if os.path.isdir(os.path.join(folder, name))
+            and not f"{real}/".startswith(os.path.realpath(os.path.join(folder, name)) + "/")]  # fmt: skip
+    kinds = {name: detect(os.path.join(folder, name)) for name in sorted(files - ours)}
     kinds = {name: kind for name, kind in kinds.items() if kind and input_format in ("auto", kind)}
-    mark = (".txt", ".txt.gz") if input_format == "text" else ANN
-    if input_format not in ("auto", "brat", "text") or not any(name.lower().endswith(mark) for name in files):
+    mark = ".txt" if input_format == "text" else ANN
+    marked = any(name.lower().removesuffix(".gz").endswith(mark) for name in files)
+    if input_format not in ("auto", "brat", "text") or not marked:
         found = [(stem(name, kind), kind, folder, [name]) for name, kind in kinds.items() if kind != "brat"]
-        found += itertools.chain.from_iterable(search_folder(os.path.join(folder, name), input_format) for name in here)
+        for name in here:
+            found += search_folder(os.path.join(folder, name), args, report)
         if found or not any(map(is_brat, files)) or input_format not in ("auto", "brat"):
             return found
     for name in kinds if input_format == "auto" else ():
         if not is_brat(name):
-            log(f"warning: {os.path.join(folder, name)}: beside .ann files and left out; name it as --input")
+            what = "beside .ann files and left out; name it as --input"
+            report.add(note("other file", os.path.join(folder, name), what))
     names = []
-    for root, below, inside in os.walk(folder):
+    for root, below, inside in os.walk(folder, onerror=stop):
         below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
         names += [os.path.relpath(os.path.join(root, name), folder) for name in inside if is_brat(name)]
     return [(os.path.basename(os.path.abspath(folder)), input_format.replace("auto", "brat"), folder, names)]
 
 
+def stop(error):
+    """For os.walk, which would pass over a folder that can't be read."""
+    raise error
+
+
 def detect(path):
     """The format of a file by its name and its first characters, or None."""
-    name, siblings = os.path.basename(path).lower().removesuffix(".gz"), os.path.splitext(path)[0]
-    if name.endswith(ANN) or (name.endswith(".txt") and any(os.path.exists(siblings + suffix) for suffix in ANN)):
+    name, base = os.path.basename(path).lower().removesuffix(".gz"), os.path.splitext(path.removesuffix(".gz"))[0]
+    anns = (base + suffix + packed for suffix in ANN for packed in ("", ".gz"))
+    if name.endswith(ANN) or (name.endswith(".txt") and any(map(os.path.exists, anns))):
         return "brat"
     table = re.search(r"_(abstracts|entities|relations|gold_standard)\.tsv$", name)
     if table and os.path.exists(path[: -len(table[0])] + "_entities.tsv"):
         return "chemprot" if table[1] == "abstracts" else None
     if is_iob(name):
         return "conll"
+    return "csv" if name.endswith(".csv") else detect_content(path)
+
+
+def detect_content(path):
+    """The format of a file by its first characters, or None."""
     try:
         with opened(path) as file:
             head = file.read(1 << 16).replace(b"\0", b"").decode("utf-8", "replace").lstrip("\ufeff\ufffd \r\n\t")
     except GZIP_ERRORS:
         return None
-    if name.endswith(".csv"):
-        return "csv"
-    if re.match(r"[^|\s]+\|t\|", head):
+    except OSError:
+        return "jsonl"  # whatever it is: reading it names the file and the reason
+    if TITLE.match(head):
         return "pubtator"
     if re.match(r"<\?xml|<!DOCTYPE|<collection", head):
         return "bioc"
@@ -638,7 +683,7 @@ def detect(path):
 
 def is_brat(name):
     """Whether a file name is one of a document; `._x.ann` and other hidden files are not."""
-    return name.lower().endswith((".txt", *ANN)) and name[0] != "."
+    return name.lower().removesuffix(".gz").endswith((".txt", *ANN)) and name[0] != "."
 
 
 def stem(name, kind=None):
@@ -781,7 +826,10 @@ def mend(spans, reference, text, policy, where, here, report):
 
 
 def resolve(document, args, report):
-    """Give a document of parts its `text` and `entities`: each mention in code points, exact duplicates once."""
+    """Give a document of parts its `text` and `entities`: each mention in code points, exact duplicates once.
+
+    Return the ids that other lines may point to.
+    """
     entities, alias = {}, {}
     named = document.get("other") and (args.unit == "document" or "brat" in args.to)  # other lines point to ids
     for start, text, had_bom, mentions in document["parts"]:
@@ -804,9 +852,33 @@ def resolve(document, args, report):
                 if named:
                     alias[mention[1]] = kept.setdefault("id", mention[1])
     if any(name != kept for name, kept in alias.items()):  # other lines point to the mention that is kept
-        document["other"] = [re.sub(r"\bT\w+", lambda m: alias.get(m[0], m[0]), line) for line in document["other"]]
+        document["other"] = [pointing(line, alias) for line in document["other"]]
     document["text"] = "".join(part[1] for part in document["parts"])
     document["entities"] = sorted(entities.values(), key=lambda e: (e["start"], -e["end"], e["type"]))
+    ids = {mention[1] for part in document["parts"] for mention in part[3]} if named else set()
+    return ids - {name for name, kept in alias.items() if name != kept}
+
+
+def pointing(line, alias):
+    """A line of another kind with the ids it points to renamed; free text, in its third column, stays."""
+    cells = line.split("\t", 2)
+    cells[1:2] = [re.sub(r"\bT\w+", lambda match: alias.get(match[0], match[0]), cell) for cell in cells[1:2]]
+    return "\t".join(cells)
+
+
+def leave_dangling(document, names, report):
+    """Leave out the other lines that point to a mention which is left out, and those that point to them."""
+    gone = names - {entity.get("id") for entity in document["entities"]}
+    lines = document["other"]
+    while left := [line for line in lines if gone & set(re.findall(r"\w+", line.partition("\t")[2].split("\t")[0]))]:
+        gone = {line.split("\t")[0] for line in left} - {"*"}
+        lines = [line for line in lines if line not in left]
+    if len(lines) < len(document["other"]):
+        n = len(document["other"]) - len(lines)
+        report.warn(
+            "dangling line", document["doc_id"], f"{n} relations or notes of mentions left out are left out, too"
+        )
+    document["other"] = lines
 
 
 def is_plain(mention, text):
@@ -863,12 +935,13 @@ def units(document, args, report):
     edges = [0, *free, len(text)]
     spans = list(itertools.pairwise(edges))
     sizes = [len(tokenize(text[a:b])) if args.max_tokens else 1 for a, b in spans]
-    ids = document.get("ids", ()) if len(edges) - 1 == len(document.get("ids", ())) and not args.max_tokens else ()
+    ids = document["ids"] if len(spans) == len(document["ids"] or ()) and not args.max_tokens else None
+    base = f"{doc_id}@{document['start']}" if document.get("start") else doc_id  # of a part that begins later
     first = 0
     for number, (low, high) in enumerate(grouped(sizes, args)):
         start, end = edges[low], edges[high]
         last = bisect_left(begins, end)
-        name = doc_id if whole else ids[number] if ids else f"{doc_id}:{number}"
+        name = base if whole else ids[number] if ids else f"{base}:{number}"
         record = {"id": name, "doc_id": doc_id, "start": start + document.get("start", 0), "text": text[start:end],
                   "entities": [shifted(entity, start) for entity in entities[first:last]] if start else
                   entities[first:last]}  # fmt: skip
@@ -891,7 +964,9 @@ def token_units(document, args):
     whole, doc_id, by = args.unit == "document" and not args.max_tokens, document["doc_id"], 0
     units_ = document["units"]
     for number, (low, high) in enumerate(grouped([len(unit["tokens"]) for unit in units_], args)):
-        record = {"id": doc_id if whole else f"{doc_id}:{number}", "doc_id": doc_id, "start": by,
+        kept = document["ids"] and args.unit == "sentence" and not args.max_tokens
+        name = doc_id if whole else document["ids"][number] if kept else f"{doc_id}:{number}"
+        record = {"id": name, "doc_id": doc_id, "start": units_[low]["start"] if kept else by,
                   "text": " ".join(unit["text"] for unit in units_[low:high]), "entities": [], "tokens": [],
                   "offsets": [], "pretokenized": True}  # fmt: skip
         at = 0
@@ -947,7 +1022,8 @@ def to_brat(document):
         lines.append(f"{name}\t{entity['type']} {where}\t{shown.translate(LINE_ENDS)}")
         if "score" in entity:
             lines.append(f"#{name}\tAnnotatorNotes {name}\tscore {entity['score']}")
-    return text, "".join(f"{line}\n" for line in [*lines, *document.get("other", ())])
+    mark = "\ufeff" * text.startswith("\ufeff")  # a reader takes one off
+    return mark + text, "".join(f"{line}\n" for line in [*lines, *document.get("other", ())])
 
 
 def line_parts(text, start, end):
@@ -959,8 +1035,9 @@ def line_parts(text, start, end):
 
 def safe_name(doc_id, taken):
     """A file name for a document that can't leave its folder, nor meet another; sub-folders are kept."""
-    parts = [re.sub(r"[^\w.,()+=@~ -]|^\.+|[. ]+$", "_", part)[:120] for part in doc_id.split("/") if part]
-    base = name = "/".join(parts) or "_"
+    parts = [re.sub(r"[^\w.,()+=@~ -]|^\.+|[. ]+$", "_", part)[:100] for part in doc_id.split("/") if part]
+    parts[:-1] = [re.sub(r"\.(txt|ann)$", r"_\1", part, flags=re.I) for part in parts[:-1]]  # no folder like a file
+    base = name = "/".join(parts) if 0 < len(parts) < 6 else "_".join(parts)[:100] or "_"
     copies = 1
     while name.casefold() in taken:
         copies += 1
@@ -972,9 +1049,23 @@ def safe_name(doc_id, taken):
 # ---------------------------------------------------------------------------- one split
 
 
+def prepare(document, args, report):
+    """Give a document its `entities` in code points, of the types that were asked for."""
+    if "parts" in document:
+        names = resolve(document, args, report)
+    else:
+        names = {entity["id"] for entity in document.get("entities", ()) if "id" in entity}
+        report.counts["read"] += sum(len(each["entities"]) for each in holders(document))
+    if args.types or args.type_map:
+        chosen = [each | {"entities": keep_types(each["entities"], args, report)} for each in holders(document)]
+        document |= {"units": chosen} if "units" in document else chosen[0]
+    if names and document.get("other"):
+        leave_dangling(document, names, report)
+
+
 def convert(item, args, doc_id=None):
     """Return (report, what the outputs get) of an item of read_documents; nothing but the report if it is left out."""
-    document, _, kind, source = item
+    document, path, kind, source = item
     document = dict(document() if callable(document) else document)
     report = document.get("report") or Report()
     if "doc_id" not in document:
@@ -983,27 +1074,27 @@ def convert(item, args, doc_id=None):
     if source and kind in ("conll", "csv"):  # their ids are running numbers
         own = f"{source}/{own}"
     document["doc_id"] = doc_id or own
+    document["ids"] = document.get("ids") if not doc_id else None  # a renamed document's records are, too
+    origin = {"source": source or document["source"]} if source or "source" in document else {}
     made = {"doc_id": own, "start": document.get("start", 0), "jsonl": [], "iob": [], "stats": Counter()}
     try:
         made["side"] = text_digest(document) if args.split else None
-        if "parts" in document:
-            resolve(document, args, report)
-        else:
-            report.counts["read"] += sum(len(each["entities"]) for each in holders(document))
-        content = repr([document.get(name) for name in ("text", "entities", "units")])
-        made["digest"] = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if args.types or args.type_map:
-            chosen = [each | {"entities": keep_types(each["entities"], args, report)} for each in holders(document)]
-            document |= {"units": chosen} if "units" in document else chosen[0]
+        prepare(document, args, report)
+        content = to_json([document.get(name) for name in ("text", "entities", "units")])
+        made["digest"] = hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest()
         for record in token_units(document, args) if "units" in document else units(document, args, report):
-            add_record(record | ({"source": source} if source else {}), made, args, report)
+            add_record(record | origin, made, args, report)
         if "brat" in args.to:
-            plain = argparse.Namespace(unit="document", max_tokens=None)
+            plain = argparse.Namespace(unit="document", max_tokens=None)  # all units in one
             made["brat"] = to_brat(next(token_units(document, plain)) if "units" in document else document)
+    except UnicodeEncodeError:
+        return broken(f"{path}: document {own}: half of a surrogate pair; write such characters whole")["report"], None
     except DataError as error:
-        return broken(error)["report"], None
+        return broken(error if str(error).startswith(path) else f"{path}: document {error}")["report"], None
     if not made["stats"]["tokens"]:
-        return note("empty text", document["doc_id"], "no text; left out"), None
+        report.warn("empty text", f"{path}: document {own}", "no text; left out")
+        report.counts["left out"] += 1
+        return report, None
     report.counts["documents"] += 1
     made["stats"]["documents"] += 1
     return report, made | {"iob": layered(made["iob"])}
@@ -1146,12 +1237,25 @@ def written_digest(path):
 
 
 def assign(items, shares, seed):
-    """Return {digest of a text: "train", "dev" or "test"}: documents with the same text are on the same side."""
-    documents = (document() if callable(document) else document for document, *_ in items)
-    texts = sorted({text_digest(document) for document in documents if "doc_id" in document})
-    random.Random(seed).shuffle(texts)
-    edges = [round(len(texts) * share) for share in itertools.accumulate(shares)]
-    return {text: ("train", "dev", "test")[sum(i >= edge for edge in edges[:2])] for i, text in enumerate(texts)}
+    """Return {digest of a text: "train", "dev" or "test"}; texts of one document, and equal ones, are on one side."""
+    leader = {}
+
+    def find(node):
+        while leader.setdefault(node, node) != node:
+            leader[node] = node = leader[leader[node]]
+        return node
+
+    for document, _, kind, source in items:
+        document = document() if callable(document) else document
+        if "doc_id" in document:
+            name = (source if kind in ("conll", "csv") else None, document["doc_id"])
+            leader[find(name)] = find(text_digest(document))
+    texts = [node for node in leader if isinstance(node, bytes)]
+    groups = sorted({find(text) for text in texts})
+    random.Random(seed).shuffle(groups)
+    edges = [round(len(groups) * share) for share in itertools.accumulate(shares)]
+    side = {group: ("train", "dev", "test")[sum(i >= edge for edge in edges[:2])] for i, group in enumerate(groups)}
+    return {text: side[find(text)] for text in texts}
 
 
 def text_digest(document):
@@ -1159,22 +1263,34 @@ def text_digest(document):
     return hashlib.sha256("".join(texts or document["text"]).encode("utf-8", "surrogatepass")).digest()
 
 
-def input_digests(splits, inputs, args):
-    """Return {file or folder: SHA-256 of what is read of it}; refuse to write over an input."""
-    digests, where = {}, os.path.realpath(args.output_dir)
-    outputs = {os.path.join(where, f"{split}.{to}") for split in splits for to in args.to}
+def input_digests(inputs):
+    """Return {file or folder: SHA-256 of what can be read of it}."""
+    digests = {}
     for _, _, folder, names in inputs:
-        files = [path for path in (os.path.join(folder, name) for name in sorted(names)) if os.path.isfile(path)]
+        files = [path for path in (os.path.join(folder, name) for name in sorted(names)) if os.access(path, os.R_OK)]
         digests[files[0] if len(files) == 1 else folder] = sha256(*files)
-        if outputs & {os.path.realpath(path) for path in files if path.endswith((".jsonl", ".iob"))}:
-            raise DataError(f"{files[0]}: its own output would replace it; choose another --output_dir")
     return digests
+
+
+def check_paths(splits, args):
+    """Refuse to write over an input, the report over either, and BRAT folders where they would be read again."""
+    files = {os.path.realpath(os.path.join(folder, name)) for found in splits.values() for _, _, folder, names in found
+             for name in names if len(names) == 1 or args.report}  # fmt: skip
+    names = ("train", "dev", "test") if args.split else splits
+    bases = [os.path.join(os.path.realpath(args.output_dir), name) for name in names]
+    outputs = {f"{base}.{suffix}" for base in bases for suffix in args.to}
+    report = {os.path.realpath(args.report)} if args.report else set()
+    if both := (files & (outputs | report)) | (report & outputs):
+        raise DataError(f"{min(both)}: would be written over; choose another --output_dir or --report")
+    for base in bases if "brat" in args.to else ():
+        if any(f"{base}/".startswith(os.path.realpath(path) + "/") for path in args.input if os.path.isdir(path)):
+            raise DataError(f"{base}: lies in an input folder, to be read as part of it; choose another --output_dir")
 
 
 def write_split(split, inputs, args, report, started):
     """Convert one split, or with --split all inputs into three, into its files; return its statistics by split."""
     stats, outputs, errors = {}, {}, sum(message["level"] == "error" for message in report.messages)
-    digests = {} if args.stats else input_digests(["train", "dev", "test"] if args.split else [split], inputs, args)
+    digests = {} if args.stats else input_digests(inputs)
     sides = assign(read_documents(inputs, args), args.split, args.seed) if args.split else {}
     with ExitStack() as stack:
         for found, made in once(converted(read_documents(inputs, args), args), args):
@@ -1187,13 +1303,18 @@ def write_split(split, inputs, args, report, started):
                 output.add(made)
         for output in outputs.values():
             output.add_layers()
+            if output.base in output.files:  # before it gets its name: a folder without a sidecar is not ours
+                folder, names = output.files[output.base], output.names
+                write_sidecar(
+                    folder, args, digests, started, counts=output.counts, digest=folder_digest(folder), names=names
+                )
     if not outputs and errors == sum(message["level"] == "error" for message in report.messages):
         where = os.path.join(inputs[0][2], *inputs[0][3][:1])
         report.add(note("nothing", where, "holds no token or document that can be read; check --input", "error"))
     for output in outputs.values():
         for path in output.files:
-            facts = {"digest": folder_digest(path), "names": output.names} if os.path.isdir(path) else {}
-            write_sidecar(path, args, digests, started, counts=output.counts, **facts)
+            if path != output.base:
+                write_sidecar(path, args, digests, started, counts=output.counts)
             log(f"  -> {path}")
     return stats
 
@@ -1334,7 +1455,7 @@ def check_args(args, parser):
     """Refuse, as usage errors, flags that don't go together."""
     try:
         "".encode(args.encoding or "utf-8")
-    except LookupError:
+    except (LookupError, UnicodeError):
         parser.error(f"--encoding {args.encoding}: Python knows no such text encoding")
     if not args.output_dir and not args.stats:
         parser.error("give --output_dir, or --stats")
@@ -1342,7 +1463,7 @@ def check_args(args, parser):
         args.to, args.output_dir = [], ""
     if args.overlap == "layers" and args.discontinuous != "drop":
         parser.error("--overlap layers holds continuous mentions: use it with --discontinuous drop")
-    if args.split and (min(args.split) < 0 or abs(sum(args.split) - 1) > 1e-6):
+    if args.split and not (min(args.split) >= 0 and abs(sum(args.split) - 1) < 1e-6):
         parser.error("--split takes three shares that add up to 1")
     if args.workers < 1 or (args.max_tokens is not None and args.max_tokens < 1):
         parser.error("--workers and --max_tokens must be at least 1")
@@ -1352,10 +1473,11 @@ def main(argv=None):
     args, started, report = parse_args(argv), time.time(), Report()
     args.type_map = read_type_map(args.map_types) if args.map_types else {}
     splits, stats = {}, {}
-    for found in find_inputs(args.input, args.input_format):
+    for found in find_inputs(args, report):
         splits.setdefault(None if args.split else found[0], []).append(found)
     if not splits:
         raise DataError(f"{args.input[0]}: nothing in it that this script reads; check --input and --input_format")
+    check_paths(splits, args)
     for split, inputs in splits.items():
         what = ", ".join(
             f"{kind} from {os.path.join(folder, *names[:1][kind == 'brat' :])}" for _, kind, folder, names in inputs
@@ -1364,9 +1486,10 @@ def main(argv=None):
         before = report.counts.copy(), report.flat.copy(), report.types.copy()
         try:
             stats |= write_split(split, inputs, args, report, started)
-        except DataError as error:  # nothing of this split is written; the others go on
+        except (DataError, OSError) as error:  # nothing of this split is written; the others go on
             report.counts, report.flat, report.types = before
-            where, _, what = str(error).partition(": ")
+            what = error if isinstance(error, DataError) else f"{error.filename or args.output_dir}: {error.strerror}"
+            where, _, what = str(what).partition(": ")
             report.add(note("split", where, what, "error"))
     if args.stats:
         show_stats(stats)

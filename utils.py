@@ -87,6 +87,8 @@ def writing(path, binary=False):
     After an exception neither file is left behind. A `path` that ends in .gz is compressed (no time stamp: same bytes).
     """
     path, part = str(path), f"{path}.part"
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stdout: nothing to rename
+        part = path
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:
         with (
@@ -95,10 +97,13 @@ def writing(path, binary=False):
             nullcontext(packed) if binary else io.TextIOWrapper(packed, "utf-8", newline="\n") as out,
         ):
             yield out
-        os.replace(part, path)
-    except BaseException:
-        if os.path.exists(part):
+        if part != path:
+            os.replace(part, path)
+    except BaseException as error:
+        if part != path and os.path.exists(part):
             os.unlink(part)
+        if isinstance(error, OSError):
+            error.filename = error.filename or path
         raise
 
 
@@ -157,30 +162,40 @@ def check_record(record):
         raise ValueError('"id" must be a non-empty string')
     record.setdefault("doc_id", record["id"])
     record.setdefault("start", 0)
-    record.setdefault("entities", [])
-    if not isinstance(record["doc_id"], str) or not isinstance(record["entities"], list):
+    if not isinstance(record["doc_id"], str) or not isinstance(record.get("entities", []), list):
         raise ValueError('"doc_id" must be a string and "entities" a list')
-    for entity in record["entities"]:
-        check_entity(entity, record["text"])
+    if type(record["start"]) is not int or record["start"] < 0:
+        raise ValueError('"start" must be a whole number, the character at which the text begins in its document')
+    if any(not isinstance(line, str) or {"\n", "\r"} & set(line) for line in record.get("other", ())):
+        raise ValueError('"other" must hold lines of a BRAT file')
     if {"tokens", "offsets", "tags", "pretokenized"} & record.keys():
         check_tokens(record)
+    if "entities" not in record:
+        spans = tag_spans(record.get("tags") or ())
+        record["entities"] = spans_to_entities(spans, record.get("offsets"), record["text"])
+    for entity in record["entities"]:
+        check_entity(entity, record["text"])
 
 
 def check_entity(entity, text):
     """Complete an entity in place (`text`); raise ValueError where it does not fit `text`."""
     if not isinstance(entity, dict) or not {"start", "end", "type"} <= entity.keys():
         raise ValueError('an entity needs "start", "end" and "type"')
-    spans = fragments(entity)
+    if not entity.get("fragments", True):
+        del entity["fragments"]
+    spans, score = fragments(entity), entity.get("score", 0)
     flat = [entity["start"], *(edge for span in spans for edge in span), entity["end"]]
-    where = f"entity {entity['type']!r} at {entity['start']}-{entity['end']}"
     if not all(type(edge) is int for edge in flat):
-        raise ValueError(f"{where}: offsets must be whole numbers")
+        raise ValueError("an entity's offsets must be whole numbers")
+    where = f"entity {entity['start']}-{entity['end']}"
     if not 0 <= flat[0] == flat[1] or not flat[-2] == flat[-1] <= len(text) or any(a >= b for a, b in spans):
         raise ValueError(f"{where}: not a span of the text ({len(text)} characters), or not the hull of its fragments")
     if any(a[1] > b[0] for a, b in pairwise(spans)):
         raise ValueError(f"{where}: fragments overlap or are not in text order")
     if not isinstance(entity["type"], str) or not entity["type"]:
         raise ValueError(f"{where}: the type must be a non-empty string")
+    if not isinstance(score, (int, float)) or not 0 <= score <= 1 or not isinstance(entity.get("id", ""), str):
+        raise ValueError(f"{where}: the score must be a number from 0 to 1, the id a string")
     if entity.setdefault("text", span_text(text, spans)) != span_text(text, spans):
         raise ValueError(f'{where}: its "text" is not what stands there; count offsets in Unicode characters')
 
@@ -213,7 +228,7 @@ def write_jsonl(path, records):
     return count
 
 
-def read_iob(path, encoding=None):
+def read_iob(path, encoding=None, warn=log):
     """Yield the records of an IOB/CoNLL file: token first, tag last, 2 to 4 columns, blank line after each unit.
 
     Tags are kept as written, entities derive from them leniently. `-DOCSTART-` (or GENIA's `###MEDLINE:ID`) opens a
@@ -222,7 +237,7 @@ def read_iob(path, encoding=None):
     names, doc_id, units, number, opened, total = set(), None, 0, 0, 0, 0
     for head, tokens, tags in _iob_units(path, encoding):
         if head is not None:
-            doc_id, number = _document_id(head, names), 0
+            doc_id, number = _document_id(head, names, warn), 0
         if tokens:
             name = str(units) if doc_id is None else doc_id
             names.add(name)
@@ -230,7 +245,7 @@ def read_iob(path, encoding=None):
             number += doc_id is not None
             units, total, opened = units + 1, total + len(tags), opened + ill_formed(tags)
     if opened:
-        log(f"{path}: {opened:,} of {total:,} tags continue nothing (IOB1, or ill-formed IOB2)")
+        warn(f"{path}: {opened:,} of {total:,} tags continue nothing (IOB1, or ill-formed IOB2)")
 
 
 def _iob_units(path, encoding):
@@ -272,7 +287,7 @@ def _cells(line):
     return cells
 
 
-def _document_id(rest, seen):
+def _document_id(rest, seen, warn):
     """The id after -DOCSTART-, without parentheses and tag columns; the running number where there is none."""
     words = [word.strip("()") for word in rest.split() if word not in ("O", "-X-", "-DOCSTART-")]
     doc_id = name = " ".join(words) or str(len(seen))
@@ -281,7 +296,7 @@ def _document_id(rest, seen):
         copies += 1
         name = f"{doc_id}~{copies}"
     if copies > 1:
-        log(f"warning: document id {doc_id!r} stands again; read as {name!r}")
+        warn(f"warning: document id {doc_id!r} stands again; read as {name!r}")
     seen.add(name)
     return name
 
