@@ -4,8 +4,12 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -1041,6 +1045,217 @@ def test_statistics_count_what_stands_there(cli, tmp_path):
         "20.00%",
     ]
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+# ---------------------------------------------------------------------------- what a hostile review found
+
+
+def bioc_xml(*passages, id_="<id>1</id>", extra=""):
+    """A BioC document of (offset, inner XML) passages."""
+    inner = "".join(f"<passage><offset>{at}</offset>{xml}</passage>" for at, xml in passages)
+    return f"<collection><document>{id_}{inner}{extra}</document></collection>"
+
+
+def annotation(start, text, type_="S"):
+    location = f'<location offset="{start}" length="{len(text)}"/>'
+    return f'<annotation id="1"><infon key="type">{type_}</infon>{location}<text>{text}</text></annotation>'
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        bioc_xml((10, "<text>Fever and pain</text>" + annotation(10, "Fever"))),
+        bioc_xml((10, "<text>Fever</text>" + annotation(10, "Fever")), (0, "<text>Title</text>")),
+        bioc_xml((0, "<text>Fever</text>"), extra=annotation(0, "Fever")),
+        bioc_xml((0, f"<text>Fever</text><sentence><offset>0</offset>{annotation(0, 'Fever')}</sentence>")),
+        bioc_xml((0, f"<text>Fe<b>ver</b> x</text>{annotation(0, 'Fever')}")),
+        bioc_xml((0, "<text>Title</text>" + annotation(7, "Fever")), (7, "<text>Fever</text>")),
+    ],
+    ids=["first not at 0", "out of order", "of the document", "of a sentence", "mixed content", "in another passage"],
+)
+def test_bioc_annotations_anywhere_are_where_they_say(tmp_path, xml):
+    write(tmp_path, {"c.xml": xml})
+    code, found, report = convert(tmp_path / "c.xml", tmp_path / "o", "--unit", "document", "--to", "jsonl", "brat")
+    assert code == 0, report
+    assert [(e["text"], e["type"]) for r in found["c"] for e in r["entities"]] == [("Fever", "S")]
+    adds_up(report)
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("c.xml", bioc_xml((0, "<text>a</text>"), id_=""), "a field is missing"),
+        ("c.xml", '<?xml version="1.0"?><!DOCTYPE c [<!--' + "x" * 70_000 + '--><!ENTITY a "b">]><collection/>', "no BioC"),
+        ("c.PubTator", "1|t|Fever\n1\t0\t5\tFever\n", "neither"),
+        ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 1e400, "text": "a"}]}]}', "a field is missing"),
+        ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "a", "annotations": [{"id": 1, "text": 5, '
+         '"infons": {"type": "A"}, "locations": [{"offset": 0, "length": 1}]}]}]}]}', "a field is missing"),
+        ("c.json", '{"file_name": "9", "sentence_id": 0, "text": "x", "entities": [{"entity_id": 1, "start": 0, "end": 1, '
+         '"entity_type": "", "entity_text": "x"}]}', "a field is missing"),
+        ("c.json", '{"tokens": ["\\ud800"], "ner_tags": ["O"]}', "surrogate"),
+        ("c.jsonl", '{"id": "1", "text": "a", "start": "x"}', "start"),
+        ("c.jsonl", '{"id": "1", "text": "a", "start": -5}', "start"),
+        ("c.jsonl", '{"id": "1", "text": "a", "other": 5}', "a field is not of its kind"),
+        ("c.jsonl", '{"id": "1", "text": "a", "other": ["R1\\nT9"]}', "lines of a BRAT file"),
+        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "A", "score": "x\\nT9"}]}', "score"),
+        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "A", "score": NaN}]}', "score"),
+        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "A", "id": ["x"]}]}', "the id"),
+        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": "SECRET", "end": 1, "type": "A"}]}', "whole numbers"),
+    ],
+)  # fmt: skip
+def test_odd_fields_are_one_line(cli, tmp_path, name, content, says):
+    write(tmp_path, {name: content})
+    done = cli(
+        "brat2iob.py", "--input", tmp_path / name, "--output_dir", tmp_path / "o", "--to", "jsonl", "iob", "brat"
+    )
+    assert done.returncode == 1 and says in errors(done)[0] and "SECRET" not in done.stderr, done.stderr
+    assert len(errors(done)) == 1 and not (tmp_path / "o").exists()
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+SAMPLED = [{"id": f"d{i}:{j}", "doc_id": f"d{i}", "start": j * 20, "text": f"Case {i} {j} fever."}
+           for i in range(12) for j in (0, 2, 3, 5)]  # fmt: skip
+
+
+def test_records_with_gaps_keep_their_ids_and_can_be_read_again(tmp_path):
+    write(tmp_path, {"s.jsonl": lines(*SAMPLED)})
+    for unit in ("sentence", "document"):
+        out = tmp_path / unit
+        _, found, report = convert(tmp_path / "s.jsonl", out, "--unit", unit)
+        assert report["messages"] == [] and len({r["id"] for r in found["s"]}) == len(found["s"])
+        assert {(r["doc_id"], r["start"]) for r in found["s"]} <= {(r["doc_id"], r["start"]) for r in SAMPLED}
+    assert [r["id"] for r in read_records(tmp_path / "sentence" / "s.jsonl")] == [r["id"] for r in SAMPLED]
+
+
+def test_pretokenized_records_keep_id_start_and_source(tmp_path):
+    record = {"id": "d:7", "doc_id": "d", "start": 90, "text": "a b", "tokens": ["a", "b"], "offsets": [[0, 1], [2, 3]],
+              "tags": ["B-X", "O"], "pretokenized": True, "source": "s"}  # fmt: skip
+    write(tmp_path, {"s.jsonl": lines(record)})
+    _, found, _ = convert(tmp_path / "s.jsonl", tmp_path / "o")
+    (back,) = found["s"]
+    assert {key: back[key] for key in record} == record
+    assert [e["text"] for e in back["entities"]] == ["a"]  # which its tags alone said
+
+
+def test_a_split_keeps_the_parts_of_a_document_together(tmp_path):
+    write(tmp_path, {"s.jsonl": lines(*SAMPLED)})
+    code, found, _ = convert(tmp_path / "s.jsonl", tmp_path / "o", "--split", "0.5", "0.25", "0.25")
+    assert code == 0 and sorted(found) == ["dev", "test", "train"]
+    sides = {split: {r["doc_id"] for r in records} for split, records in found.items()}
+    assert [len(sides[split]) for split in ("train", "dev", "test")] == [6, 3, 3] and len(
+        set.union(*sides.values())
+    ) == 12
+
+
+def test_a_map_is_applied_once_to_a_renamed_document(cli, tmp_path):
+    record = {"id": "a", "text": "x y", "entities": [{"start": 0, "end": 1, "type": "A"}]}
+    other = record | {"text": "x z"}
+    write(tmp_path, {"1/s.jsonl": lines(record), "2/s.jsonl": lines(other), "swap.json": '{"A": "B", "B": "A"}'})
+    for n in (1, 2):
+        args = ["--input", tmp_path / "1/s.jsonl", tmp_path / "2/s.jsonl", "--map_types", tmp_path / "swap.json"]
+        done = cli("brat2iob.py", *args, "--workers", n, "--output_dir", tmp_path / f"o{n}")
+        assert done.returncode == 0 and "now a~2" in done.stderr
+        assert [e["type"] for r in read_records(tmp_path / f"o{n}/s.jsonl") for e in r["entities"]] == ["B", "B"]
+
+
+@pytest.mark.parametrize("target", ["in/s.jsonl", "o/s.jsonl"])
+def test_the_report_never_takes_the_place_of_data(cli, tmp_path, target):
+    write(tmp_path / "in", {"s.jsonl": lines(SAMPLED[0])})
+    args = ["--input", tmp_path / "in/s.jsonl", "--output_dir", tmp_path / "o", "--report", tmp_path / target]
+    done = cli("brat2iob.py", *args)
+    assert done.returncode == 1 and "would be written over" in errors(done)[0]
+    assert (tmp_path / "in/s.jsonl").read_text() == lines(SAMPLED[0])
+
+
+def test_packed_documents_of_a_folder_are_read(tmp_path):
+    pack = gzip.compress
+    write(tmp_path / "c", {"a.txt": "abc", "a.ann": "T1\tA 0 3\tabc\n", "b.txt.gz": pack(b"def"),
+                           "b.ann.gz": pack(b"T1\tA 0 3\tdef\n")})  # fmt: skip
+    for source in ("c", "c/b.ann.gz"):
+        code, found, _ = convert(tmp_path / source, tmp_path / "o" / source)
+        texts = [e["text"] for records in found.values() for r in records for e in r["entities"]]
+        assert code == 0 and texts == (["abc", "def"] if source == "c" else ["def"])
+
+
+def test_a_folder_of_our_own_outputs_is_read_once(cli, tmp_path):
+    write(tmp_path / "c", under("train/", DOCUMENT))
+    assert cli("brat2iob.py", "--input", tmp_path / "c", "--output_dir", tmp_path / "one").returncode == 0
+    done = cli("brat2iob.py", "--input", tmp_path / "one", "--output_dir", tmp_path / "two", "--to", "brat")
+    assert done.returncode == 0 and outputs(tmp_path / "two") == ["train/a.ann", "train/a.txt", "train/run.json"], (
+        done.stderr
+    )
+    done = cli("brat2iob.py", "--input", tmp_path / "two", "--output_dir", tmp_path / "two" / "x", "--to", "brat")
+    assert done.returncode == 1 and "lies in an input folder" in errors(done)[0]
+
+
+def test_notes_stay_and_what_points_nowhere_goes_with_a_warning(tmp_path):
+    ann = ("T1\tA 0 3\tabc\nT2\tA 0 3\tabc\nT3\tB 4 7\tdef\nR1\tOf Arg1:T2 Arg2:T3\nA1\tNeg R1\n"
+           "#1\tAnnotatorNotes T2\tstage T2 per T2-weighted MRI\n")  # fmt: skip
+    (record,), _ = one(tmp_path, "abc def", ann, "--unit", "document")
+    assert record["other"][2] == "#1\tAnnotatorNotes T1\tstage T2 per T2-weighted MRI"
+    (record,), report = one(tmp_path / "2", "abc def", ann, "--unit", "document", "--types", "A")
+    assert record["other"] == ["#1\tAnnotatorNotes T1\tstage T2 per T2-weighted MRI"]
+    assert [m["what"] for m in report["messages"] if m["kind"] == "dangling line"] == [
+        "2 relations or notes of mentions left out are left out, too"
+    ]
+
+
+def test_names_that_clash_or_are_too_long_are_files_all_the_same(tmp_path):
+    ids = ["A", "A.txt/x", "/".join(["y" * 100] * 60), "../../evil", "/etc/x", "\ufeff", "a/../b"]
+    write(
+        tmp_path, {"s.jsonl": lines(*({"id": str(i), "doc_id": id_, "text": "\ufeffabc"} for i, id_ in enumerate(ids)))}
+    )
+    out = tmp_path / "deep" / "o"
+    assert brat2iob.main(["--input", str(tmp_path / "s.jsonl"), "--output_dir", str(out), "--to", "brat"]) == 0
+    assert len(list(out.rglob("*.ann"))) == len(ids) and outputs(tmp_path / "deep") == [f"o/{n}" for n in outputs(out)]
+    _, found, _ = convert(out / "s", tmp_path / "again")
+    assert {r["text"] for r in found["s"]} == {"\ufeffabc"}
+
+
+def test_strict_hears_of_every_warning(cli, tmp_path):
+    write(tmp_path, {"q.conll": "-DOCSTART- (7)\n\na O\n\n-DOCSTART- (7)\n\nb I-X\n"})
+    args = ["--input", tmp_path / "q.conll", "--output_dir", tmp_path / "o", "--strict", "--report", tmp_path / "r"]
+    done = cli("brat2iob.py", *args)
+    assert done.returncode == 1 and len(json.loads((tmp_path / "r").read_text())["messages"]) == 2, done.stderr
+
+
+def test_a_blank_document_takes_its_mentions_along_in_the_counts(tmp_path):
+    records, report = one(tmp_path, "  \n ", "T1\tA 0 2\t  \n")
+    assert records == [] and report["counts"]["left out"] == 1 and report["counts"]["dropped"] == 1
+    adds_up(report)
+
+
+def test_white_space_tokens_part_two_mentions(tmp_path):
+    write(tmp_path, {"c.csv": "Token,Tag,Sentence_Num,File\nFever,B-S,0,a\n ,O,0,a\nhere,I-S,0,a\n"})
+    code, found, report = convert(tmp_path / "c.csv", tmp_path / "o")
+    assert code == 0 and found["c"][0]["tags"] == ["B-S", "B-S"] and report["messages"][0]["kind"] == "empty token"
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path):
+    block = "".join(f"{i}|t|Title {i}\n{i}|a|{'word ' * 200}\n{i}\t0\t5\tTitle\tA\tD\n\n" for i in range(40_000))
+    write(tmp_path, {"big.PubTator": block})
+    command = [
+        sys.executable,
+        ROOT / "brat2iob.py",
+        "--input",
+        tmp_path / "big.PubTator",
+        "--output_dir",
+        tmp_path / "o",
+    ]
+    with subprocess.Popen(
+        [*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        for _ in range(300):
+            if list((tmp_path / "o").glob("*.part")):
+                break
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        stderr = run.communicate(timeout=60)[1]
+    assert run.returncode == 130 and stderr.splitlines()[-1] == "error: interrupted" and "Traceback" not in stderr
+    assert outputs(tmp_path / "o") == []
 
 
 # ---------------------------------------------------------------------------- real corpora
