@@ -1081,26 +1081,29 @@ def test_bioc_annotations_anywhere_are_where_they_say(tmp_path, xml):
     adds_up(report)
 
 
+ENTITY = '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "A", *}]}'
+
+
 @pytest.mark.parametrize(
     "name, content, says",
     [
         ("c.xml", bioc_xml((0, "<text>a</text>"), id_=""), "a field is missing"),
-        ("c.xml", '<?xml version="1.0"?><!DOCTYPE c [<!--' + "x" * 70_000 + '--><!ENTITY a "b">]><collection/>', "no BioC"),
+        ("c.xml", f'<?xml version="1.0"?><!DOCTYPE c [<!--{"x" * 70_000}--><!ENTITY a "b">]><collection/>', "no BioC"),
         ("c.PubTator", "1|t|Fever\n1\t0\t5\tFever\n", "neither"),
         ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 1e400, "text": "a"}]}]}', "a field is missing"),
-        ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "a", "annotations": [{"id": 1, "text": 5, '
-         '"infons": {"type": "A"}, "locations": [{"offset": 0, "length": 1}]}]}]}]}', "a field is missing"),
-        ("c.json", '{"file_name": "9", "sentence_id": 0, "text": "x", "entities": [{"entity_id": 1, "start": 0, "end": 1, '
-         '"entity_type": "", "entity_text": "x"}]}', "a field is missing"),
+        ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "a", "annotations": [{"id": 1, '
+         '"text": 5, "infons": {"type": "A"}, "locations": [{"offset": 0, "length": 1}]}]}]}]}', "a field is missing"),
+        ("c.json", '{"file_name": "9", "sentence_id": 0, "text": "x", "entities": [{"entity_id": 1, "start": 0, '
+         '"end": 1, "entity_type": "", "entity_text": "x"}]}', "a field is missing"),
         ("c.json", '{"tokens": ["\\ud800"], "ner_tags": ["O"]}', "surrogate"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": "x"}', "start"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": -5}', "start"),
         ("c.jsonl", '{"id": "1", "text": "a", "other": 5}', "a field is not of its kind"),
         ("c.jsonl", '{"id": "1", "text": "a", "other": ["R1\\nT9"]}', "lines of a BRAT file"),
-        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "A", "score": "x\\nT9"}]}', "score"),
-        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "A", "score": NaN}]}', "score"),
-        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "A", "id": ["x"]}]}', "the id"),
-        ("c.jsonl", '{"id": "1", "text": "a", "entities": [{"start": "SECRET", "end": 1, "type": "A"}]}', "whole numbers"),
+        ("c.jsonl", ENTITY.replace("*", '"score": "x\\nT9"'), "score"),
+        ("c.jsonl", ENTITY.replace("*", '"score": NaN'), "score"),
+        ("c.jsonl", ENTITY.replace("*", '"id": ["x"]'), "the id"),
+        ("c.jsonl", ENTITY.replace("0", '"SECRET"').replace("*", '"id": "T1"'), "whole numbers"),
     ],
 )  # fmt: skip
 def test_odd_fields_are_one_line(cli, tmp_path, name, content, says):
