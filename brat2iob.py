@@ -1396,19 +1396,19 @@ def percentile(counts, name, share):
 # ---------------------------------------------------------------------------- command line
 
 
-def summary(report):
+def summary(report, args):
     """The last line: what was read, written and left out."""
     counts, states = report.counts, Counter()
     for (state, _), n in report.flat.items():
         states[state] += n
     whole = states.pop("exact", 0)
-    rest = ", ".join(f"{n:,} {state}" for state, n in states.most_common())
+    rest = "".join(f", {n:,} {state}" for state, n in states.most_common())
     return (
         f"{counts['documents']:,} documents ({counts['left out']:,} left out), {counts['records']:,} records, "
         f"{counts['read']:,} mentions read: "
         f"{counts['entities']:,} in entities ({counts['dropped']:,} dropped, {counts['duplicates']:,} duplicates, "
         f"{counts['repaired']:,} repaired, {counts['other types']:,} of types left out); "
-        f"{whole:,} exact in tags{' (' + rest + ')' if rest else ''}; "
+        f"{whole:,} exact in tags{rest} (--overlap {args.overlap} --discontinuous {args.discontinuous}); "
         f"{counts['cuts']:,} tokens cut and {counts['joins']:,} sentences joined at mention edges"
     )
 
@@ -1501,7 +1501,7 @@ def main(argv=None):
         with writing(args.report) as out:
             whole = {"counts": report.counts, "tags": tags, "messages": report.messages}
             out.write(json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
-    log(summary(report))
+    log(summary(report, args))
     return int(any(level == "error" or args.strict for level, _ in report.kinds))
 
 
