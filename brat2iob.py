@@ -159,8 +159,8 @@ def mention(where, name, type_, spans, reference):
 # A reader yields documents: {"doc_id", "report"?, "other"?} and one of
 #   "parts": [(start in the document, text, whether a byte order mark was taken off, mentions)], offsets still to be
 #            resolved; a mention is (where it stands, id, type, spans, reference text or None)
-#   "text", "entities": resolved; "edges", "ids" (both optional): where its units begin, and their ids
-#   "units": records that came with their own tokens
+#   "text", "entities": resolved; optional: "edges", "ids", where its units begin, and their ids; "offsets" of its own
+#            tokens, if it came with them (its units are joined by one space then)
 # or {"report"} alone for a document that is left out.
 
 SPANS = r"\d{1,15}\s+\d{1,15}(?:\s*;\s*\d{1,15}\s+\d{1,15})*"
@@ -461,7 +461,7 @@ def read_conll(path, encoding):
     """Yield the documents of an IOB/CoNLL file; their `units` are the file's own, with its tokens."""
     warnings = []
     for doc_id, group in itertools.groupby(read_iob(path, encoding, warnings.append), key=itemgetter("doc_id")):
-        yield {"doc_id": doc_id, "units": list(group)}
+        yield one_document(doc_id, list(group))
     for what in warnings:
         yield {"report": note("IOB", path, what)}
 
@@ -533,7 +533,20 @@ def token_document(where, doc_id, units):
             report.warn("empty token", where, f"{len(tokens) - len(kept)} tokens of white space in a unit; left out")
         if kept:
             made.append(iob_record(f"{doc_id}:{i}", doc_id, [tokens[at] for at in kept], [tags[at] for at in kept]))
-    return {"doc_id": doc_id, "units": made, "report": report}
+    return one_document(doc_id, made) | {"report": report}
+
+
+def one_document(doc_id, records):
+    """The document of records that follow each other; those that came with their own tokens are joined by one space."""
+    gap = " " * any(record.get("pretokenized", False) for record in records)
+    edges = [0, *itertools.accumulate(len(record["text"] + gap) for record in records)][: len(records)]
+    pairs = list(zip(edges, records, strict=True))
+    entities = [shifted(entity, -by) for by, record in pairs for entity in record["entities"]]
+    entities.sort(key=lambda entity: (entity["start"], -entity["end"], entity["type"]))
+    document = {"doc_id": doc_id, "text": gap.join(record["text"] for record in records), "entities": entities}
+    if gap:
+        document["offsets"] = [[start + by, end + by] for by, record in pairs for start, end in record["offsets"]]
+    return document | {"edges": edges}
 
 
 def read_json(path, encoding):
@@ -562,26 +575,19 @@ def hugging_face(path, number, row):
 
 def joined(doc_id, records):
     """The documents that records of one doc_id make: units that follow each other without a gap are one."""
-    kept = {"source": records[0]["source"]} if "source" in records[0] else {}
-    if all(record.get("pretokenized") for record in records):
-        yield {"doc_id": doc_id, "units": records, "ids": [record["id"] for record in records], **kept}
-        return
+    own = all(record.get("pretokenized") for record in records)
     unit, end = [], None
     for record in [*sorted(records, key=itemgetter("start")), None]:
         if unit and (record is None or record["start"] != end):
-            start, ids = unit[0]["start"], [each["id"] for each in unit]
-            edges = [each["start"] - start for each in unit]
-            entities = [shifted(e, -by) for by, each in zip(edges, unit, strict=True) for e in each["entities"]]
-            entities.sort(key=lambda e: (e["start"], -e["end"], e["type"]))
+            document = one_document(doc_id, unit) | {"start": unit[0]["start"], "ids": [each["id"] for each in unit]}
+            if document["ids"] == [doc_id] and not own:  # a whole document, whose sentences are still to be found
+                document["edges"] = document["ids"] = None
             other = [line for each in unit for line in each.get("other", ())]
-            document = {"doc_id": doc_id, "start": start, "text": "".join(each["text"] for each in unit), **kept}
-            if ids != [doc_id]:  # else a whole document, whose sentences are still to be found
-                document |= {"edges": edges, "ids": ids}
-            yield document | {"entities": entities, "other": other}
+            yield document | {"other": other, "source": unit[0].get("source")}
             unit = []
         if record:
-            unit.append(record)
-            end = record["start"] + len(record["text"])
+            unit.append(record if own else record | {"pretokenized": False})
+            end = record["start"] + len(record["text"]) + own
 
 
 READERS = {"brat": read_brat, "pubtator": read_pubtator, "bioc": read_bioc, "conll": read_conll, "csv": read_csv,
@@ -888,11 +894,6 @@ def is_plain(mention, text):
             and text.startswith(reference, start) and bool(reference.strip()))  # fmt: skip
 
 
-def holders(document):
-    """What holds a document's entities: its units where it came as tokens, else itself."""
-    return document.get("units", [document])
-
-
 def keep_types(entities, args, report):
     """Rename types by --map_types, keep those of --types; exact duplicates that this makes are kept once."""
     kept = {}
@@ -927,24 +928,28 @@ def units(document, args, report):
     """Yield the records of a document: units that tile its text, none cutting an entity's hull."""
     text, entities, doc_id = document["text"], document["entities"], document["doc_id"]
     whole = args.unit == "document" and not args.max_tokens
-    starts = [] if whole else document["edges"][1:] if "edges" in document else sentence_starts(text)
+    own = document.get("offsets")  # of tokens that it came with; between its units stands one space
+    starts = [] if whole else document["edges"][1:] if document.get("edges") else sentence_starts(text)
     begins = [entity["start"] for entity in entities]
     reach = [0, *itertools.accumulate((entity["end"] for entity in entities), max)]
     free = [start for start in starts if reach[bisect_left(begins, start)] <= start]
     report.counts["joins"] += len(starts) - len(free)
-    edges = [0, *free, len(text)]
-    spans = list(itertools.pairwise(edges))
-    sizes = [len(tokenize(text[a:b])) if args.max_tokens else 1 for a, b in spans]
-    ids = document["ids"] if len(spans) == len(document["ids"] or ()) and not args.max_tokens else None
+    edges = [0, *free, len(text) + (own is not None)]
+    offsets = tokenize(text) if own is None and args.max_tokens else own or []
+    tokens = [bisect_left(offsets, [edge]) for edge in edges]
+    ids = document["ids"] if len(free) + 1 == len(document["ids"] or ()) and not args.max_tokens else None
     base = f"{doc_id}@{document['start']}" if document.get("start") else doc_id  # of a part that begins later
     first = 0
-    for number, (low, high) in enumerate(grouped(sizes, args)):
+    for number, (low, high) in enumerate(grouped([b - a for a, b in itertools.pairwise(tokens)], args)):
         start, end = edges[low], edges[high]
         last = bisect_left(begins, end)
-        name = base if whole else ids[number] if ids else f"{base}:{number}"
-        record = {"id": name, "doc_id": doc_id, "start": start + document.get("start", 0), "text": text[start:end],
+        record = {"id": base if whole else ids[number] if ids else f"{base}:{number}", "doc_id": doc_id,
+                  "start": start + document.get("start", 0), "text": text[start : end - (own is not None)],
                   "entities": [shifted(entity, start) for entity in entities[first:last]] if start else
                   entities[first:last]}  # fmt: skip
+        if own is not None:
+            spans = [[a - start, b - start] for a, b in own[tokens[low] : tokens[high]]]
+            record |= {"tokens": [], "offsets": spans, "pretokenized": True}
         if whole and document.get("other"):
             record["other"] = document["other"]
         yield record
@@ -957,25 +962,6 @@ def shifted(entity, by):
     if "fragments" in entity:
         moved["fragments"] = [[start - by, end - by] for start, end in entity["fragments"]]
     return moved
-
-
-def token_units(document, args):
-    """Yield the records of a document that came as tokens: its units as they were, or several joined by one space."""
-    whole, doc_id, by = args.unit == "document" and not args.max_tokens, document["doc_id"], 0
-    units_ = document["units"]
-    for number, (low, high) in enumerate(grouped([len(unit["tokens"]) for unit in units_], args)):
-        kept = document["ids"] and args.unit == "sentence" and not args.max_tokens
-        name = doc_id if whole else document["ids"][number] if kept else f"{doc_id}:{number}"
-        record = {"id": name, "doc_id": doc_id, "start": units_[low]["start"] if kept else by,
-                  "text": " ".join(unit["text"] for unit in units_[low:high]), "entities": [], "tokens": [],
-                  "offsets": [], "pretokenized": True}  # fmt: skip
-        at = 0
-        for unit in units_[low:high]:
-            record["entities"] += [shifted(entity, -at) for entity in unit["entities"]]
-            record["offsets"] += [[start + at, end + at] for start, end in unit["offsets"]]
-            at += len(unit["text"]) + 1
-        by += at
-        yield record
 
 
 def flat_share(record, lost, report):
@@ -1054,11 +1040,10 @@ def prepare(document, args, report):
     if "parts" in document:
         names = resolve(document, args, report)
     else:
-        names = {entity["id"] for entity in document.get("entities", ()) if "id" in entity}
-        report.counts["read"] += sum(len(each["entities"]) for each in holders(document))
+        names = {entity["id"] for entity in document["entities"] if "id" in entity}
+        report.counts["read"] += len(document["entities"])
     if args.types or args.type_map:
-        chosen = [each | {"entities": keep_types(each["entities"], args, report)} for each in holders(document)]
-        document |= {"units": chosen} if "units" in document else chosen[0]
+        document["entities"] = keep_types(document["entities"], args, report)
     if names and document.get("other"):
         leave_dangling(document, names, report)
 
@@ -1075,18 +1060,17 @@ def convert(item, args, doc_id=None):
         own = f"{source}/{own}"
     document["doc_id"] = doc_id or own
     document["ids"] = document.get("ids") if not doc_id else None  # a renamed document's records are, too
-    origin = {"source": source or document["source"]} if source or "source" in document else {}
+    origin = {"source": source or document["source"]} if source or document.get("source") else {}
     made = {"doc_id": own, "start": document.get("start", 0), "jsonl": [], "iob": [], "stats": Counter()}
     try:
         made["side"] = text_digest(document) if args.split else None
         prepare(document, args, report)
-        content = to_json([document.get(name) for name in ("text", "entities", "units")])
+        content = to_json([document.get(name) for name in ("text", "entities", "offsets")])
         made["digest"] = hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest()
-        for record in token_units(document, args) if "units" in document else units(document, args, report):
+        for record in units(document, args, report):
             add_record(record | origin, made, args, report)
         if "brat" in args.to:
-            plain = argparse.Namespace(unit="document", max_tokens=None)  # all units in one
-            made["brat"] = to_brat(next(token_units(document, plain)) if "units" in document else document)
+            made["brat"] = to_brat(document)
     except UnicodeEncodeError:
         return broken(f"{path}: document {own}: half of a surrogate pair; write such characters whole")["report"], None
     except DataError as error:
@@ -1259,8 +1243,8 @@ def assign(items, shares, seed):
 
 
 def text_digest(document):
-    texts = [part[1] for part in document.get("parts", ())] or [unit["text"] for unit in document.get("units", ())]
-    return hashlib.sha256("".join(texts or document["text"]).encode("utf-8", "surrogatepass")).digest()
+    text = document["text"] if "text" in document else "".join(part[1] for part in document["parts"])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def input_digests(inputs):
