@@ -881,9 +881,7 @@ def leave_dangling(document, names, report):
         lines = [line for line in lines if line not in left]
     if len(lines) < len(document["other"]):
         n = len(document["other"]) - len(lines)
-        report.warn(
-            "dangling line", document["doc_id"], f"{n} relations or notes of mentions left out are left out, too"
-        )
+        report.warn("dangling line", document["where"], f"{n} lines that point to mentions left out are left out, too")
     document["other"] = lines
 
 
@@ -1060,6 +1058,7 @@ def convert(item, args, doc_id=None):
         own = f"{source}/{own}"
     document["doc_id"] = doc_id or own
     document["ids"] = document.get("ids") if not doc_id else None  # a renamed document's records are, too
+    document["where"] = where = f"{path}: document {own}"
     origin = {"source": source or document["source"]} if source or document.get("source") else {}
     made = {"doc_id": own, "start": document.get("start", 0), "jsonl": [], "iob": [], "stats": Counter()}
     try:
@@ -1072,11 +1071,11 @@ def convert(item, args, doc_id=None):
         if "brat" in args.to:
             made["brat"] = to_brat(document)
     except UnicodeEncodeError:
-        return broken(f"{path}: document {own}: half of a surrogate pair; write such characters whole")["report"], None
+        return broken(f"{where}: half of a surrogate pair; write such characters whole")["report"], None
     except DataError as error:
         return broken(error if str(error).startswith(path) else f"{path}: document {error}")["report"], None
     if not made["stats"]["tokens"]:
-        report.warn("empty text", f"{path}: document {own}", "no text; left out")
+        report.warn("empty text", where, "no text; left out")
         report.counts["left out"] += 1
         return report, None
     report.counts["documents"] += 1
@@ -1145,7 +1144,10 @@ def once(results, args):
             else:
                 copies.append(made["digest"])
             if len(copies) > 1 and made:
-                found, made = convert(item, args, name := f"{made['doc_id']}~{len(copies)}")
+                names = (f"{made['doc_id']}~{n}" for n in itertools.count(len(copies)))
+                name = next(name for name in names if (name, made["start"]) not in seen)
+                seen[name, made["start"]] = [made["digest"]]
+                found, made = convert(item, args, name)
                 found.warn("renamed document", where, f"same id, another text or other mentions: now {name}")
                 made["doc_id"] = name
         yield found, made

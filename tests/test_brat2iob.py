@@ -1156,12 +1156,13 @@ def test_a_split_keeps_the_parts_of_a_document_together(tmp_path):
 def test_a_map_is_applied_once_to_a_renamed_document(cli, tmp_path):
     record = {"id": "a", "text": "x y", "entities": [{"start": 0, "end": 1, "type": "A"}]}
     other = record | {"text": "x z"}
-    write(tmp_path, {"1/s.jsonl": lines(record), "2/s.jsonl": lines(other), "swap.json": '{"A": "B", "B": "A"}'})
+    taken = record | {"id": "a~2", "doc_id": "a~2"}
+    write(tmp_path, {"1/s.jsonl": lines(record, taken), "2/s.jsonl": lines(other), "swap.json": '{"A": "B", "B": "A"}'})
     for n in (1, 2):
         args = ["--input", tmp_path / "1/s.jsonl", tmp_path / "2/s.jsonl", "--map_types", tmp_path / "swap.json"]
         done = cli("brat2iob.py", *args, "--workers", n, "--output_dir", tmp_path / f"o{n}")
-        assert done.returncode == 0 and "now a~2" in done.stderr
-        assert [e["type"] for r in read_records(tmp_path / f"o{n}/s.jsonl") for e in r["entities"]] == ["B", "B"]
+        assert done.returncode == 0 and "now a~3" in done.stderr
+        assert [e["type"] for r in read_records(tmp_path / f"o{n}/s.jsonl") for e in r["entities"]] == ["B"] * 3
 
 
 @pytest.mark.parametrize("target", ["in/s.jsonl", "o/s.jsonl"])
@@ -1202,7 +1203,7 @@ def test_notes_stay_and_what_points_nowhere_goes_with_a_warning(tmp_path):
     (record,), report = one(tmp_path / "2", "abc def", ann, "--unit", "document", "--types", "A")
     assert record["other"] == ["#1\tAnnotatorNotes T1\tstage T2 per T2-weighted MRI"]
     assert [m["what"] for m in report["messages"] if m["kind"] == "dangling line"] == [
-        "2 relations or notes of mentions left out are left out, too"
+        "2 lines that point to mentions left out are left out, too"
     ]
 
 
