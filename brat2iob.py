@@ -140,7 +140,7 @@ def fields(where):
         yield
     except DataError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, OverflowError, RecursionError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, SyntaxError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: a field is missing or not of its kind ({type(error).__name__}); "
                         "compare it with the format's description") from None  # fmt: skip
 
@@ -186,9 +186,9 @@ def decode(path, encoding):
     utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
         text = raw.decode(encoding or ("utf-16" if utf16 else "utf-8"))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not {encoding or 'UTF-8'} at byte {error.start} of the file; "
+    except UnicodeError as error:
+        at = getattr(error, "start", 0)
+        raise DataError(f"{path}:{raw.count(10, 0, at) + 1}: not {encoding or 'UTF-8'} at byte {at} of the file; "
                         "say what it is, for example --encoding cp1252") from None  # fmt: skip
     if "\0" in text:
         raise DataError(f"{path}:{text.count(chr(10), 0, text.find(chr(0))) + 1}: NUL character: not a text file; "
@@ -310,13 +310,28 @@ def pubtator_document(path, block):
 def read_bioc(path, encoding):
     """Yield the documents of a BioC file, XML or JSON."""
     with opened(path) as file:
-        head = file.read(1 << 20).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")
+        xml = file.read(1 << 10).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")[:1] == b"<"
         file.seek(0)
-        xml, before = head[:1] == b"<", head.split(b"<collection")[0]
-        if xml and (before == head or b"<!ENTITY" in before):
-            raise DataError(f"{path}:1: no BioC: no <collection> in the first megabyte, or it declares XML entities")
         for document in bioc_xml(path, file) if xml else bioc_json(path, encoding):
             yield partial(attempt, bioc_document, path, document)
+
+
+def refuse_entities(path, file):
+    """Read XML up to its first element; a DataError where it declares entities, which can grow without end."""
+    from xml.parsers import expat
+
+    def declared(*_):
+        raise DataError(f"{path}:1: declares XML entities, which BioC has no use for; remove them")
+
+    def started(*_):
+        raise StopIteration
+
+    parser = expat.ParserCreate()
+    parser.EntityDeclHandler, parser.StartElementHandler = declared, started
+    try:
+        parser.ParseFile(file)
+    except (StopIteration, expat.ExpatError, *GZIP_ERRORS):
+        file.seek(0)  # what is broken is named when it is read
 
 
 def bioc_json(path, encoding):
@@ -349,6 +364,7 @@ def bioc_xml(path, file):
         own = {name: whole(element.find(name)) for name in ("text", "offset")} | {"id": element.get("id")}
         return own | inner | {"infons": infons, "locations": spans}
 
+    refuse_entities(path, file)
     try:
         for _, element in ElementTree.iterparse(file):
             if element.tag == "document":
@@ -366,24 +382,25 @@ def bioc_document(path, document):
     parts, bases, report, position = [], [], Report(), 0
     with fields(f"{path}: document {document.get('id') if isinstance(document, dict) else '?'}"):
         report.counts["lines R"] += len(document.get("relations") or ())
-        notes = list(document.get("annotations") or ())
-        for passage in sorted(document["passages"], key=lambda each: int(each["offset"])):
-            sentences = passage.get("sentences") or []
+        notes = [(None, each) for each in document.get("annotations") or ()]
+        for number, passage in enumerate(sorted(document["passages"], key=lambda each: int(each["offset"]))):
+            sentences = sorted(passage.get("sentences") or (), key=lambda each: int(each["offset"]))
             base, text = int(passage["offset"]), ""
             for each in [passage] if passage.get("text") else sentences:
                 text += padding(int(each["offset"]) - base - len(text)) + each["text"]
-            for each in (passage, *sentences):
-                notes += each.get("annotations") or ()
+            notes += [(number, note) for each in (passage, *sentences) for note in each.get("annotations") or ()]
             if parts:  # what is between two passages ends the first
                 pad = padding(base - bases[-1] - len(parts[-1][1])) or "\n"
                 position += len(parts[-1][1] + pad)
                 parts[-1] = (parts[-1][0], parts[-1][1] + pad, *parts[-1][2:])
             parts.append((position, text, False, []))
             bases.append(base)
-        for each in notes:
+        for here, each in notes:
             spans = [[int(at["offset"]), int(at["offset"]) + int(at["length"])] for at in each["locations"]]
-            here = max(bisect_right(bases, min(spans)[0]) - 1, 0)
-            spans = [[start - bases[here], end - bases[here]] for start, end in spans]
+            start = min(spans)[0]
+            if here is None or not 0 <= start - bases[here] < len(parts[here][1].encode()):  # not in its own passage
+                here = max(bisect_right(bases, start) - 1, 0)
+            spans = [[a - bases[here], b - bases[here]] for a, b in spans]
             where = f"{path}: document {document['id']}, annotation {each.get('id')}"
             parts[here][3].append(mention(where, each.get("id"), each["infons"]["type"], spans, each.get("text")))
         if not str(document["id"] or ""):
@@ -448,7 +465,7 @@ def rudrec_document(path, name, sentences):
 def read_text(folder, names, encoding):
     """Yield documents without entities, for prediction."""
 
-    for name in sorted(name for name in names if not name.lower().endswith(ANN)):
+    for name in sorted(name for name in names if not name.lower().removesuffix(".gz").endswith(ANN)):
         yield partial(attempt, text_document, folder, name, encoding)
 
 
@@ -463,7 +480,7 @@ def read_conll(path, encoding):
     for doc_id, group in itertools.groupby(read_iob(path, encoding, warnings.append), key=itemgetter("doc_id")):
         yield one_document(doc_id, list(group))
     for what in warnings:
-        yield {"report": note("IOB", path, what)}
+        yield {"report": note("IOB", path, what.removeprefix(f"{path}: ").removeprefix("warning: "))}
 
 
 # Columns of the CSV files met: RareDis (two layouts), MedMentions (lists written as Python does)
@@ -555,11 +572,19 @@ def read_json(path, encoding):
     number, line = next(lines, (1, ""))
     if line.lstrip().startswith("["):
         yield from (partial(attempt, hugging_face, path, i, row) for i, row in enumerate(parsed(path, encoding), 1))
-    elif line and not re.search(r'"text"\s*:', line):
+    elif line and re.search(r'"tokens"\s*:', line) and "text" not in keys(line):
         yield from (partial(attempt, hugging_face, path, *row) for row in itertools.chain([(number, line)], lines))
     else:
         for doc_id, group in itertools.groupby(read_jsonl(path), key=itemgetter("doc_id")):
             yield from joined(doc_id, list(group))
+
+
+def keys(line):
+    """The keys of a JSON object; "text" where it is none, so that the reader of records says what is wrong."""
+    try:
+        return json.loads(line).keys()
+    except (ValueError, AttributeError, RecursionError):
+        return ("text",)
 
 
 def hugging_face(path, number, row):
@@ -618,7 +643,11 @@ def find_inputs(args, report):
 def search_folder(folder, args, report):
     """What one folder holds: its documents make one split with all below; else each sub-folder and file is one."""
     input_format, real = args.input_format, os.path.realpath(folder)
-    here = sorted(name for name in os.listdir(folder) if name[0] != "." and name != "__MACOSX")
+    try:
+        here = sorted(name for name in os.listdir(folder) if name[0] != "." and name != "__MACOSX")
+    except OSError as error:  # the other folders go on
+        report.add(note("unreadable", folder, f"{error.strerror}; left out", "error"))
+        return []
     files = {name for name in here if os.path.isfile(os.path.join(folder, name)) and not name.endswith("run.json")}
     ours = {name for name in files if f"{name}.run.json" in here}  # outputs: not read again, nor twice
     if real != os.path.realpath(args.output_dir or os.devnull):
@@ -626,7 +655,8 @@ def search_folder(folder, args, report):
             name for name in ours if name.endswith(".iob") and re.sub(r"(\.layer\d+)?\.iob$", ".jsonl", name) in ours
         }
     here = [name for name in here if os.path.isdir(os.path.join(folder, name))
-            and not f"{real}/".startswith(os.path.realpath(os.path.join(folder, name)) + "/")]  # fmt: skip
+            and not f"{real}/".startswith(os.path.realpath(os.path.join(folder, name)) + "/")
+            and not (f"{name}.jsonl.run.json" in here and written_digest(os.path.join(folder, name)))]  # fmt: skip
     kinds = {name: detect(os.path.join(folder, name)) for name in sorted(files - ours)}
     kinds = {name: kind for name, kind in kinds.items() if kind and input_format in ("auto", kind)}
     mark = ".txt" if input_format == "text" else ANN
@@ -858,25 +888,36 @@ def resolve(document, args, report):
                 if named:
                     alias[mention[1]] = kept.setdefault("id", mention[1])
     if any(name != kept for name, kept in alias.items()):  # other lines point to the mention that is kept
-        document["other"] = [pointing(line, alias) for line in document["other"]]
+        document["other"] = [pointing(line, lambda name: alias.get(name, name)) for line in document["other"]]
     document["text"] = "".join(part[1] for part in document["parts"])
     document["entities"] = sorted(entities.values(), key=lambda e: (e["start"], -e["end"], e["type"]))
     ids = {mention[1] for part in document["parts"] for mention in part[3]} if named else set()
     return ids - {name for name, kept in alias.items() if name != kept}
 
 
-def pointing(line, alias):
-    """A line of another kind with the ids it points to renamed; free text, in its third column, stays."""
-    cells = line.split("\t", 2)
-    cells[1:2] = [re.sub(r"\bT\w+", lambda match: alias.get(match[0], match[0]), cell) for cell in cells[1:2]]
+# What a line of another kind points to, in its second column: after a colon (R, E), all words (*), or the first one.
+TARGETS = {"R": (r"(?<=:)\w+", 0), "E": (r"(?<=:)\w+", 0), "*": (r"(?<= )\w+", 0)}
+
+
+def pointing(line, new):
+    """A line of another kind with each id that it points to replaced by new(id)."""
+    cells, (pattern, count) = line.split("\t", 2), TARGETS.get(line[:1], (r"(?<= )\w+", 1))
+    cells[1:2] = [re.sub(pattern, lambda match: new(match[0]), cell, count=count) for cell in cells[1:2]]
     return "\t".join(cells)
+
+
+def targets(line):
+    """The ids that a line of another kind points to."""
+    found = set()
+    pointing(line, lambda name: found.add(name) or name)
+    return found
 
 
 def leave_dangling(document, names, report):
     """Leave out the other lines that point to a mention which is left out, and those that point to them."""
     gone = names - {entity.get("id") for entity in document["entities"]}
     lines = document["other"]
-    while left := [line for line in lines if gone & set(re.findall(r"\w+", line.partition("\t")[2].split("\t")[0]))]:
+    while left := [line for line in lines if gone & targets(line)]:
         gone = {line.split("\t")[0] for line in left} - {"*"}
         lines = [line for line in lines if line not in left]
     if len(lines) < len(document["other"]):
@@ -1060,7 +1101,7 @@ def convert(item, args, doc_id=None):
     document["ids"] = document.get("ids") if not doc_id else None  # a renamed document's records are, too
     document["where"] = where = f"{path}: document {own}"
     origin = {"source": source or document["source"]} if source or document.get("source") else {}
-    made = {"doc_id": own, "start": document.get("start", 0), "jsonl": [], "iob": [], "stats": Counter()}
+    made = {"doc_id": own, "start": document.get("start", 0), "ids": [], "jsonl": [], "iob": [], "stats": Counter()}
     try:
         made["side"] = text_digest(document) if args.split else None
         prepare(document, args, report)
@@ -1085,6 +1126,7 @@ def convert(item, args, doc_id=None):
 
 def add_record(record, made, args, report):
     """Add a record's lines to what its document has made so far; count it."""
+    made["ids"].append(record["id"])
     view, lost, cuts = flat_view(record, args.overlap.replace("layers", "longest"), args.discontinuous)
     flat_share(view, lost, report)
     for name, n in ("records", 1), ("entities", len(view["entities"])), ("tokens", len(view["tokens"])), ("cuts", cuts):
@@ -1133,23 +1175,26 @@ def convert_batch(batch, args):
 
 def once(results, args):
     """Yield (report, what the outputs get); of a document that was there before, a report; of its id, another id."""
-    seen = {}
+    seen, owner, names, ids = {}, {}, {}, set()  # digests, the path and new name of each document id, record ids
     for item, found, made in results:
         if made:
-            where, copies = f"{item[1]}: {made['doc_id']}", seen.setdefault((made["doc_id"], made["start"]), [])
+            doc_id, path = made["doc_id"], item[1]
+            copies = seen.setdefault((doc_id, made["start"]), [])
             if made["digest"] in copies and item[2] != "conll":
                 counts = {"duplicate documents": 1, "duplicates": found.counts["read"], "read": found.counts["read"]}
                 what = "same id, text and mentions again; kept once"
-                found, made = note("duplicate document", where, what, **counts), None
+                found, made = note("duplicate document", f"{path}: {doc_id}", what, **counts), None
             else:
+                clash = copies or owner.setdefault(doc_id, path) != path
                 copies.append(made["digest"])
-            if len(copies) > 1 and made:
-                names = (f"{made['doc_id']}~{n}" for n in itertools.count(len(copies)))
-                name = next(name for name in names if (name, made["start"]) not in seen)
-                seen[name, made["start"]] = [made["digest"]]
-                found, made = convert(item, args, name)
-                found.warn("renamed document", where, f"same id, another text or other mentions: now {name}")
-                made["doc_id"] = name
+                name = names.get((path, doc_id))
+                while clash or not ids.isdisjoint(made["ids"]):
+                    name = name or next(name for n in itertools.count(2) if (name := f"{doc_id}~{n}") not in owner)
+                    names[path, doc_id] = name
+                    found, made = convert(item, args, name)
+                    found.warn("renamed document", f"{path}: {doc_id}", f"its id is that of another one: now {name}")
+                    owner[name], made["doc_id"], clash, name = path, name, False, None
+                ids.update(made["ids"])
         yield found, made
 
 
@@ -1219,7 +1264,10 @@ def folder_digest(path):
 def written_digest(path):
     """The digest that the sidecar of a folder of ours has, or None."""
     sidecar = os.path.join(path, "run.json")
-    return json.loads(decode(sidecar, None)[0]).get("digest") if os.path.isfile(sidecar) else None
+    try:
+        return json.loads(decode(sidecar, None)[0])["digest"] if os.path.isfile(sidecar) else None
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def assign(items, shares, seed):
@@ -1262,14 +1310,20 @@ def check_paths(splits, args):
     """Refuse to write over an input, the report over either, and BRAT folders where they would be read again."""
     files = {os.path.realpath(os.path.join(folder, name)) for found in splits.values() for _, _, folder, names in found
              for name in names if len(names) == 1 or args.report}  # fmt: skip
+    files |= {path.replace("_abstracts", "_entities") for path in files}
+    files |= {os.path.realpath(path.removesuffix(":group")) for path in (args.map_types,) if path}
     names = ("train", "dev", "test") if args.split else splits
     bases = [os.path.join(os.path.realpath(args.output_dir), name) for name in names]
-    outputs = {f"{base}.{suffix}" for base in bases for suffix in args.to}
-    report = {os.path.realpath(args.report)} if args.report else set()
-    if both := (files & (outputs | report)) | (report & outputs):
-        raise DataError(f"{min(both)}: would be written over; choose another --output_dir or --report")
+    report = os.path.realpath(args.report) if args.report else None
+    ours = r"(/.*|(\.layer\d+)?\.(jsonl|iob)(\.run\.json|\.part)*)?"
+    if report and (report in files or any(re.fullmatch(re.escape(base) + ours, report, re.S) for base in bases)):
+        raise DataError(f"{args.report}: would be written over; choose another --report")
+    if both := files & {f"{base}.{suffix}" for base in bases for suffix in args.to}:
+        raise DataError(f"{min(both)}: would be written over; choose another --output_dir")
     for base in bases if "brat" in args.to else ():
-        if any(f"{base}/".startswith(os.path.realpath(path) + "/") for path in args.input if os.path.isdir(path)):
+        folders = {folder for found in splits.values() for _, kind, folder, _ in found if kind == "brat"}
+        folders |= {path for path in args.input if os.path.isdir(path)}
+        if any(f"{base}/".startswith(os.path.realpath(folder) + "/") for folder in folders):
             raise DataError(f"{base}: lies in an input folder, to be read as part of it; choose another --output_dir")
 
 

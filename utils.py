@@ -73,8 +73,9 @@ def read_lines(path, encoding=None):
                 if b"\0" in raw:
                     raise DataError(f"{path}:{number}: NUL byte: this is a binary or UTF-16 file; convert it to UTF-8")
                 yield number, raw.decode(encoding or "utf-8").rstrip("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not {encoding or 'UTF-8'} at byte {error.start} of the line; "
+    except UnicodeError as error:
+        at = getattr(error, "start", 0)
+        raise DataError(f"{path}:{number}: not {encoding or 'UTF-8'} at byte {at} of the line; "
                         "convert the file") from None  # fmt: skip
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path}:{number + 1}: broken or cut gzip data; unpack it again from its source") from None
@@ -166,7 +167,8 @@ def check_record(record):
         raise ValueError('"doc_id" must be a string and "entities" a list')
     if type(record["start"]) is not int or record["start"] < 0:
         raise ValueError('"start" must be a whole number, the character at which the text begins in its document')
-    if any(not isinstance(line, str) or {"\n", "\r"} & set(line) for line in record.get("other", ())):
+    other = record.get("other", [])
+    if not isinstance(other, list) or any(not isinstance(line, str) or {"\n", "\r"} & set(line) for line in other):
         raise ValueError('"other" must hold lines of a BRAT file')
     if {"tokens", "offsets", "tags", "pretokenized"} & record.keys():
         check_tokens(record)
@@ -194,8 +196,10 @@ def check_entity(entity, text):
         raise ValueError(f"{where}: fragments overlap or are not in text order")
     if not isinstance(entity["type"], str) or not entity["type"]:
         raise ValueError(f"{where}: the type must be a non-empty string")
-    if not isinstance(score, (int, float)) or not 0 <= score <= 1 or not isinstance(entity.get("id", ""), str):
-        raise ValueError(f"{where}: the score must be a number from 0 to 1, the id a string")
+    if not isinstance(score, (int, float)) or not 0 <= score <= 1:
+        raise ValueError(f"{where}: the score must be a number from 0 to 1")
+    if not isinstance(entity.get("id", ""), str) or not isinstance(entity.get("reference", ""), str):
+        raise ValueError(f"{where}: the id and the reference must be strings")
     if entity.setdefault("text", span_text(text, spans)) != span_text(text, spans):
         raise ValueError(f'{where}: its "text" is not what stands there; count offsets in Unicode characters')
 

@@ -809,7 +809,7 @@ def test_a_broken_document_of_any_format_is_named_and_left_out(cli, tmp_path, na
     "name, content, says",
     [
         ("c.xml", "<collection><document><id>1</id>", "not well-formed XML"),
-        ("c.xml", '<?xml version="1.0"?><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "or it declares XML entities"),
+        ("c.xml", '<?xml version="1.0"?><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "declares XML entities"),
         ("c.json", '{"documents": [', "not JSON"),
         ("c.csv", "a,b\n1,2\n", "no column named Token"),
         ("c_abstracts.tsv", "1\ta\tb\n", "three columns|one column|unknown tag|columns"),
@@ -1070,8 +1070,27 @@ def annotation(start, text, type_="S"):
         bioc_xml((0, f"<text>Fever</text><sentence><offset>0</offset>{annotation(0, 'Fever')}</sentence>")),
         bioc_xml((0, f"<text>Fe<b>ver</b> x</text>{annotation(0, 'Fever')}")),
         bioc_xml((0, "<text>Title</text>" + annotation(7, "Fever")), (7, "<text>Fever</text>")),
+        bioc_xml((0, "<text>Fever</text>" + annotation(0, "Fever")), (0, "<text>Title</text>")),
+        bioc_xml((0, "<text>Fever</text>" + annotation(0, "Fever")), (0, "<text></text>")),
+        bioc_xml(
+            (
+                0,
+                "<sentence><offset>7</offset><text>Fever</text></sentence><sentence><offset>0</offset><text>One."
+                "</text></sentence>" + annotation(7, "Fever"),
+            )
+        ),
     ],
-    ids=["first not at 0", "out of order", "of the document", "of a sentence", "mixed content", "in another passage"],
+    ids=[
+        "first not at 0",
+        "out of order",
+        "of the document",
+        "of a sentence",
+        "mixed content",
+        "in another passage",
+        "two passages at 0",
+        "an empty passage",
+        "sentences out of order",
+    ],
 )
 def test_bioc_annotations_anywhere_are_where_they_say(tmp_path, xml):
     write(tmp_path, {"c.xml": xml})
@@ -1088,7 +1107,10 @@ ENTITY = '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "
     "name, content, says",
     [
         ("c.xml", bioc_xml((0, "<text>a</text>"), id_=""), "a field is missing"),
-        ("c.xml", f'<?xml version="1.0"?><!DOCTYPE c [<!--{"x" * 70_000}--><!ENTITY a "b">]><collection/>', "no BioC"),
+        ("c.xml", f'<!DOCTYPE c [<!--{"x" * 70_000}--><!ENTITY a "b">]><collection/>', "declares XML"),
+        ("c.xml", '<?xml version="1.0"?><!--<collection><document>--><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "declares XML"),
+        ("c.json", '{"documents": [{"id": "1", "passages": [], "annotations": [{"infons": {"type": "S"}, "text": "ab", '
+         '"locations": [{"offset": 0, "length": 2}]}]}]}', "a field is missing"),
         ("c.PubTator", "1|t|Fever\n1\t0\t5\tFever\n", "neither"),
         ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 1e400, "text": "a"}]}]}', "a field is missing"),
         ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "a", "annotations": [{"id": 1, '
@@ -1098,11 +1120,11 @@ ENTITY = '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "
         ("c.json", '{"tokens": ["\\ud800"], "ner_tags": ["O"]}', "surrogate"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": "x"}', "start"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": -5}', "start"),
-        ("c.jsonl", '{"id": "1", "text": "a", "other": 5}', "a field is not of its kind"),
+        ("c.jsonl", '{"id": "1", "text": "a", "other": 5}', "lines of a BRAT file"),
         ("c.jsonl", '{"id": "1", "text": "a", "other": ["R1\\nT9"]}', "lines of a BRAT file"),
         ("c.jsonl", ENTITY.replace("*", '"score": "x\\nT9"'), "score"),
         ("c.jsonl", ENTITY.replace("*", '"score": NaN'), "score"),
-        ("c.jsonl", ENTITY.replace("*", '"id": ["x"]'), "the id"),
+        ("c.jsonl", ENTITY.replace("*", '"id": ["x"]'), "the id and"),
         ("c.jsonl", ENTITY.replace("0", '"SECRET"').replace("*", '"id": "T1"'), "whole numbers"),
     ],
 )  # fmt: skip
@@ -1153,6 +1175,51 @@ def test_a_split_keeps_the_parts_of_a_document_together(tmp_path):
     ) == 12
 
 
+def test_parts_of_two_documents_with_one_id_stay_apart(cli, tmp_path):
+    first = [
+        {"id": "d:0", "doc_id": "d", "text": "Fever x"},
+        {"id": "d:5", "doc_id": "d", "start": 50, "text": "Pain x"},
+    ]
+    second = [
+        {"id": "d:0", "doc_id": "d", "text": "fever x"},
+        {"id": "d:5", "doc_id": "d", "start": 40, "text": "Pain y"},
+    ]
+    taken = [{"id": "d~2", "text": "other"}, {"id": "B:0", "doc_id": "A", "text": "u"}, {"id": "B", "text": "v"}]
+    write(tmp_path, {"1/s.jsonl": lines(*first, *taken), "2/s.jsonl": lines(*second)})
+    args = ["--input", tmp_path / "1/s.jsonl", tmp_path / "2/s.jsonl", "--to", "jsonl"]
+    done = cli("brat2iob.py", *args, "--output_dir", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    records = list(read_records(tmp_path / "o/s.jsonl"))  # refuses an id that stands twice
+    texts = {}
+    for record in records:
+        texts.setdefault(record["doc_id"], set()).add(record["text"])
+    assert sorted(map(sorted, texts.values())) == [
+        ["Fever x", "Pain x"],
+        ["Pain y", "fever x"],
+        ["other"],
+        ["u"],
+        ["v"],
+    ]
+
+
+@pytest.mark.parametrize("target", ["o/s.jsonl.run.json", "o/s.layer1.iob", "o/s/x", "o/s", "m.tsv", "c_entities.tsv"])
+def test_the_report_has_a_place_of_its_own(cli, tmp_path, target):
+    write(tmp_path, {"s.jsonl": lines(SAMPLED[0]), "m.tsv": "A\tB\n", "c_abstracts.tsv": "1\tOne\tTwo\n",
+                     "c_entities.tsv": "1\tT1\tA\t0\t3\tOne\n"})  # fmt: skip
+    source = "c_abstracts.tsv" if target.startswith("c_") else "s.jsonl"
+    args = ["--input", tmp_path / source, "--output_dir", tmp_path / "o", "--map_types", tmp_path / "m.tsv"]
+    done = cli("brat2iob.py", *args, "--to", "jsonl", "brat", "--report", tmp_path / target)
+    assert done.returncode == 1 and "choose another --report" in errors(done)[0] and not (tmp_path / "o").exists()
+    assert (tmp_path / "m.tsv").read_text() == "A\tB\n"
+
+
+def test_codes_in_notes_are_no_ids(tmp_path):
+    ann = ("T1\tA 0 3\tabc\nT2\tA 0 3\tabc\nN1\tReference T2 MESH:T2\tabc\nR1\tT2 Arg1:T1 Arg2:T2\n"
+           "*\tEquiv T1 T2\n")  # fmt: skip
+    (record,), _ = one(tmp_path, "abc def", ann, "--unit", "document")
+    assert record["other"] == ["N1\tReference T1 MESH:T2\tabc", "R1\tT2 Arg1:T1 Arg2:T1", "*\tEquiv T1 T1"]
+
+
 def test_a_map_is_applied_once_to_a_renamed_document(cli, tmp_path):
     record = {"id": "a", "text": "x y", "entities": [{"start": 0, "end": 1, "type": "A"}]}
     other = record | {"text": "x z"}
@@ -1161,7 +1228,7 @@ def test_a_map_is_applied_once_to_a_renamed_document(cli, tmp_path):
     for n in (1, 2):
         args = ["--input", tmp_path / "1/s.jsonl", tmp_path / "2/s.jsonl", "--map_types", tmp_path / "swap.json"]
         done = cli("brat2iob.py", *args, "--workers", n, "--output_dir", tmp_path / f"o{n}")
-        assert done.returncode == 0 and "now a~3" in done.stderr
+        assert done.returncode == 0 and "now a~" in done.stderr
         assert [e["type"] for r in read_records(tmp_path / f"o{n}/s.jsonl") for e in r["entities"]] == ["B"] * 3
 
 
