@@ -1108,7 +1108,7 @@ ENTITY = '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "
     [
         ("c.xml", bioc_xml((0, "<text>a</text>"), id_=""), "a field is missing"),
         ("c.xml", f'<!DOCTYPE c [<!--{"x" * 70_000}--><!ENTITY a "b">]><collection/>', "declares XML"),
-        ("c.xml", '<?xml version="1.0"?><!--<collection><document>--><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "declares XML"),
+        ("c.xml", '<?xml version="1.0"?><!--<collection>--><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "declares"),
         ("c.json", '{"documents": [{"id": "1", "passages": [], "annotations": [{"infons": {"type": "S"}, "text": "ab", '
          '"locations": [{"offset": 0, "length": 2}]}]}]}', "a field is missing"),
         ("c.PubTator", "1|t|Fever\n1\t0\t5\tFever\n", "neither"),
