@@ -882,7 +882,7 @@ def resolve(document, args, report):
                 entity = make_entity(mention, text, place, args.mismatch, report)
                 entity = shifted(entity, -start) if entity and start else entity
             if entity:
-                key = entity["type"], *map(tuple, fragments(entity))
+                key = same_mention(entity)
                 report.counts["duplicates"] += key in entities
                 kept = entities.setdefault(key, entity)
                 if named:
@@ -933,15 +933,20 @@ def is_plain(mention, text):
             and text.startswith(reference, start) and bool(reference.strip()))  # fmt: skip
 
 
+def same_mention(entity):
+    """What exact duplicates have in common: the type and all fragments."""
+    return entity["type"], *map(tuple, fragments(entity))
+
+
 def keep_types(entities, args, report):
     """Rename types by --map_types, keep those of --types; exact duplicates that this makes are kept once."""
     kept = {}
     for entity in entities:
-        type_ = args.type_map.get(entity["type"], entity["type"])
-        if type_ and (not args.types or type_ in args.types):
-            key = type_, *map(tuple, fragments(entity))
+        renamed = entity | {"type": args.type_map.get(entity["type"], entity["type"])}
+        if renamed["type"] and (not args.types or renamed["type"] in args.types):
+            key = same_mention(renamed)
             report.counts["duplicates"] += key in kept
-            kept.setdefault(key, entity | {"type": type_})
+            kept.setdefault(key, renamed)
         else:
             report.counts["other types"] += 1
             report.types[entity["type"]] += 1
