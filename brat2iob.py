@@ -592,6 +592,8 @@ def hugging_face(path, number, row):
     where = f"{path}:{number}"
     with fields(where):
         row = json.loads(row) if isinstance(row, str) else row
+        if "entities" in row:
+            raise DataError(f"{where}: a record of ours in an array; write one record a line (jq -c '.[]')")
         tags = next((row[name] for name in ("ner_tags", "tags", "labels") if name in row), None)
         if tags is None:
             raise DataError(f"{where}: no `ner_tags` beside its `tokens`; is it a file of token labels?")

@@ -331,7 +331,8 @@ def write_iob(path, records):
     return count
 
 
-to_json = json.JSONEncoder(ensure_ascii=False).encode  # one encoder for all lines: json.dumps makes one for each
+# One encoder for all lines, where json.dumps makes one for each; what came from lines of JSON holds no circle.
+to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 def iob_lines(record, tags):
@@ -413,6 +414,9 @@ def sha256(*paths):
 # ---------------------------------------------------------------------------- tokens and tags
 
 
+ASCII_TOKEN = re.compile(r"[a-zA-Z]+|[0-9]+|[^\sa-zA-Z0-9]")  # what _token_pattern finds in ASCII, and quicker
+
+
 @cache
 def _token_pattern():
     """A run of letters (with the marks on them), a run of digits, or one symbol (with its marks).
@@ -438,7 +442,8 @@ def tokenize(text, cuts=()):
 
     Example: "IL-2 (5 mg)" -> IL | - | 2 | ( | 5 | mg | )
     """
-    return cut_tokens([list(match.span()) for match in _token_pattern().finditer(text)], cuts)
+    pattern = ASCII_TOKEN if text.isascii() else _token_pattern()
+    return cut_tokens([list(match.span()) for match in pattern.finditer(text)], cuts)
 
 
 def cut_tokens(offsets, cuts):

@@ -789,6 +789,10 @@ BROKEN = {  # what is broken (in the first of two documents), where, and the wor
                      "c.json:1", "a field is missing"),
     "csv tag": ({"c.csv": "Token,Tag,Sentence_Num,File\nx,Q,0,9\nOne,O,0,12\nfever,B-A,0,12\n"}, "c.csv:2", "a field"),
     "hf numbers": ({"c.json": '{"tokens": ["a"], "ner_tags": [3]}\n' + HF}, "c.json:1", "names"),
+    "ours in an array": (
+        {"c.json": '[{"id": "a", "text": "a", "entities": [], "tokens": ["a"], "tags": ["O"]}, ' + HF + "]"},
+        "c.json:1", "one record a line",
+    ),
     "hf no tags": ({"c.json": '{"tokens": ["a"]}\n' + HF}, "c.json:1", "no `ner_tags`"),
 }  # fmt: skip
 

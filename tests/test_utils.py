@@ -411,6 +411,12 @@ def test_tokens_tile_the_non_space_text_with_and_without_cuts(text, cuts):
     assert edges == {e for span in plain_ for e in span} | {c for c in cuts if any(a < c < b for a, b in plain_)}
 
 
+@LOGIC
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_the_quick_pattern_for_ascii_finds_the_same_tokens(text):
+    assert utils.tokenize(text) == [list(match.span()) for match in utils._token_pattern().finditer(text)]
+
+
 @pytest.mark.parametrize(
     "text, tokens",
     [
