@@ -23,8 +23,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from itertools import pairwise
-from operator import itemgetter
+from itertools import chain, pairwise
 
 VERSION = "1.0"  # of the record format and of the metrics; stands in every sidecar and in every signature
 
@@ -183,25 +182,36 @@ def check_entity(entity, text):
     """Complete an entity in place (`text`); raise ValueError where it does not fit `text`."""
     if not isinstance(entity, dict) or not {"start", "end", "type"} <= entity.keys():
         raise ValueError('an entity needs "start", "end" and "type"')
+    start, end, type_ = entity["start"], entity["end"], entity["type"]
+    if type(start) is not int or type(end) is not int:
+        raise ValueError("an entity's offsets must be whole numbers")
+    if not 0 <= start < end <= len(text):
+        raise ValueError(f"entity {start}-{end}: not a span of the text ({len(text)} characters)")
+    if not isinstance(type_, str) or not type_:
+        raise ValueError(f"entity {start}-{end}: the type must be a non-empty string")
+    stands = text[start:end] if len(entity) < 5 and "fragments" not in entity else check_more(entity, text)
+    if entity.setdefault("text", stands) != stands:
+        raise ValueError(f'entity {start}-{end}: its "text" is not what stands there; count offsets in Unicode '
+                         "characters")  # fmt: skip
+
+
+def check_more(entity, text):
+    """Return what stands at an entity; raise ValueError where its fragments, score, id or reference are wrong."""
     if not entity.get("fragments", True):
         del entity["fragments"]
-    spans, score = fragments(entity), entity.get("score", 0)
-    flat = [entity["start"], *(edge for span in spans for edge in span), entity["end"]]
-    if not all(type(edge) is int for edge in flat):
+    spans, score, where = fragments(entity), entity.get("score", 0), f"entity {entity['start']}-{entity['end']}"
+    if not all(type(edge) is int for start, end in spans for edge in (start, end)):
         raise ValueError("an entity's offsets must be whole numbers")
-    where = f"entity {entity['start']}-{entity['end']}"
-    if not 0 <= flat[0] == flat[1] or not flat[-2] == flat[-1] <= len(text) or any(a >= b for a, b in spans):
-        raise ValueError(f"{where}: not a span of the text ({len(text)} characters), or not the hull of its fragments")
+    hull = spans[0][0] == entity["start"] and spans[-1][1] == entity["end"]
+    if not hull or any(start >= end for start, end in spans):
+        raise ValueError(f"{where}: not the hull of its fragments")
     if any(a[1] > b[0] for a, b in pairwise(spans)):
         raise ValueError(f"{where}: fragments overlap or are not in text order")
-    if not isinstance(entity["type"], str) or not entity["type"]:
-        raise ValueError(f"{where}: the type must be a non-empty string")
     if not isinstance(score, (int, float)) or not 0 <= score <= 1:
         raise ValueError(f"{where}: the score must be a number from 0 to 1")
     if not isinstance(entity.get("id", ""), str) or not isinstance(entity.get("reference", ""), str):
         raise ValueError(f"{where}: the id and the reference must be strings")
-    if entity.setdefault("text", span_text(text, spans)) != span_text(text, spans):
-        raise ValueError(f'{where}: its "text" is not what stands there; count offsets in Unicode characters')
+    return span_text(text, spans)
 
 
 def check_tokens(record):
@@ -210,15 +220,16 @@ def check_tokens(record):
     if not isinstance(tokens, list) or not isinstance(offsets, list) or len(tokens) != len(offsets):
         raise ValueError('"tokens" and "offsets" must be lists of one length; leave both out to have them made')
     text, last = record["text"], 0
-    for token, (start, end) in zip(tokens, offsets, strict=True):
-        if start < last or text[start:end] != token or not token:
-            raise ValueError(f'token at {start}-{end} is not what stands in "text" there')
+    if [text[start:end] for start, end in offsets] != tokens or "" in tokens:
+        raise ValueError('"tokens" are not what stands in "text" at "offsets"')
+    for start, end in (*offsets, (len(text), None)):
+        if start != last and not text[last:start].isspace():  # empty where this token begins before the last one ends
+            raise ValueError(f'"tokens" are out of order or do not cover the text, at character {last}; every '
+                             "character but white space belongs to one")  # fmt: skip
         last = end
-    if len("".join("".join(tokens).split())) != len("".join(text.split())):
-        raise ValueError('"tokens" do not cover the text; every character but white space belongs to one')
-    if tags is not None and (len(tags) != len(tokens) or not all(isinstance(tag, str) for tag in tags)):
+    if tags is not None and (len(tags) != len(tokens) or not all(isinstance(tag, str) for tag in set(tags))):
         raise ValueError('"tags" must hold one string for each token')
-    for tag in tags or ():
+    for tag in set(tags or ()):
         split_tag(tag)
 
 
@@ -232,14 +243,15 @@ def write_jsonl(path, records):
     return count
 
 
-def read_iob(path, encoding=None, warn=log):
+def read_iob(path, encoding=None, warn=log, column=-1):
     """Yield the records of an IOB/CoNLL file: token first, tag last, 2 to 4 columns, blank line after each unit.
 
-    Tags are kept as written, entities derive from them leniently. `-DOCSTART-` (or GENIA's `###MEDLINE:ID`) opens a
-    document; without any, each unit is a document. Raises DataError where a line has another number of columns.
+    Tags are those of `column`, kept as written; entities derive from them leniently. `-DOCSTART-` (or GENIA's
+    `###MEDLINE:ID`) opens a document; without any, each unit is a document. Raises DataError where a line has another
+    number of columns.
     """
     names, doc_id, units, number, opened, total = set(), None, 0, 0, 0, 0
-    for head, tokens, tags in _iob_units(path, encoding):
+    for head, tokens, tags in _iob_units(path, encoding, column):
         if head is not None:
             doc_id, number = _document_id(head, names, warn), 0
         if tokens:
@@ -252,7 +264,7 @@ def read_iob(path, encoding=None, warn=log):
         warn(f"{path}: {opened:,} of {total:,} tags continue nothing (IOB1, or ill-formed IOB2)")
 
 
-def _iob_units(path, encoding):
+def _iob_units(path, encoding, column):
     """Yield (None, tokens, tags) for each unit and (what follows -DOCSTART-, [], []) for each document start."""
     tokens, tags, columns = [], [], None
     for number, line in read_lines(path, encoding):
@@ -266,19 +278,20 @@ def _iob_units(path, encoding):
                 yield head[1], [], []
             continue
         columns = columns or (len(cells), number)
-        if len(cells) == 1:
-            raise DataError(f"{path}:{number}: one column where token and tag are expected; put the tag after a tab")
+        if len(cells) < 1 - column:
+            wanted = "token and tag" if column == -1 else "token, gold tag and predicted tag"
+            raise DataError(f"{path}:{number}: too few columns where {wanted} are expected; put tabs between them")
         if len(cells) != columns[0]:
             raise DataError(f"{path}:{number}: {len(cells)} columns, but line {columns[1]} has {columns[0]}; "
                             "give every line the same columns")  # fmt: skip
         if not cells[0].strip():
             raise DataError(f"{path}:{number}: empty token; put the token in the first column")
         try:
-            split_tag(cells[-1])
+            split_tag(cells[column])
         except ValueError as error:
             raise DataError(f"{path}:{number}: {error}") from None
         tokens.append(cells[0])
-        tags.append(cells[-1])
+        tags.append(cells[column])
     if tokens:
         yield None, tokens, tags
 
@@ -565,10 +578,10 @@ def flat_tags(kept, offsets):
 
     A token gets the first entity that it touches; with tokens cut at the entities' edges, tags say just the entities.
     """
-    tags, first = ["O"] * len(offsets), 0
+    tags, edges = ["O"] * len(offsets), list(chain.from_iterable(offsets))
     for start, end, type_ in kept:
-        first = bisect_right(offsets, start, first, key=itemgetter(1))
-        last = bisect_left(offsets, end, first, key=itemgetter(0))
+        first = bisect_right(edges, start) // 2
+        last = (bisect_left(edges, end) + 1) // 2
         first += first < last and tags[first] != "O"
         tags[first:last] = [f"B-{type_}", *[f"I-{type_}"] * (last - first - 1)][: last - first]
     return tags

@@ -60,7 +60,7 @@ BAD_IOB = {  # name of the input: (content, where the error is, a word of it)
     "empty_tag.iob": ("a\tO\nb\t\n", ":2", "empty tag"),
     "prefix.iob": ("a\tO\n\nb\tX-D\n", ":3", "unknown tag"),
     "columns.iob": ("a\tO\nb\tNN\tB-D\n", ":2", "3 columns"),
-    "one.conll": ("a\tO\nb\n", ":2", "one column"),
+    "one.conll": ("a\tO\nb\n", ":2", "too few columns"),
     "late.iob": (FINE + "b\tX-D\n", ":7001", "unknown tag"),
     "cut.iob.gz": (gzip.compress(FINE.encode())[:-30], ":", "gzip"),
 }
@@ -816,7 +816,7 @@ def test_a_broken_document_of_any_format_is_named_and_left_out(cli, tmp_path, na
         ("c.xml", '<?xml version="1.0"?><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "declares XML entities"),
         ("c.json", '{"documents": [', "not JSON"),
         ("c.csv", "a,b\n1,2\n", "no column named Token"),
-        ("c_abstracts.tsv", "1\ta\tb\n", "three columns|one column|unknown tag|columns"),
+        ("c_abstracts.tsv", "1\ta\tb\n", "three columns|too few columns|unknown tag|columns"),
     ],
 )
 def test_a_broken_file_is_one_line(cli, tmp_path, name, content, says):
