@@ -20,10 +20,10 @@ import sys
 import time
 import unicodedata
 import zlib
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from itertools import chain, pairwise
+from itertools import pairwise
 
 VERSION = "1.0"  # of the record format and of the metrics; stands in every sidecar and in every signature
 
@@ -578,10 +578,11 @@ def flat_tags(kept, offsets):
 
     A token gets the first entity that it touches; with tokens cut at the entities' edges, tags say just the entities.
     """
-    tags, edges = ["O"] * len(offsets), list(chain.from_iterable(offsets))
+    tags = ["O"] * len(offsets)
     for start, end, type_ in kept:
-        first = bisect_right(edges, start) // 2
-        last = (bisect_left(edges, end) + 1) // 2
+        first = bisect_left(offsets, [start])
+        first -= first > 0 and offsets[first - 1][1] > start  # it starts inside a token
+        last = bisect_left(offsets, [end], first)
         first += first < last and tags[first] != "O"
         tags[first:last] = [f"B-{type_}", *[f"I-{type_}"] * (last - first - 1)][: last - first]
     return tags
