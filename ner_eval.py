@@ -86,6 +86,7 @@ SCHEMES = {
     "partial": ("exact", lambda span, type_: span, "PAR"),
     "type": ("type", lambda span, type_: type_, "INC"),
 }
+LEVELS = ("entity", "entity_other_scheme", "semeval", "token", "generation", "errors")
 CLASSES = ("correct", "type", "boundary", "type_boundary", "missed", "spurious")
 LENGTHS = ((1, "1 word"), (2, "2 words"), (3, "3 words"), (5, "4-5 words"), (10, "6-10 words"), (1 << 60, "11+ words"))
 AROUND = 40  # characters of context on each side in --errors
@@ -824,12 +825,12 @@ def system_scores(system, args):
         scores["generation"] = generation_scores(counts["generation"])
     if "entity" in args.levels:
         scores["errors"] = error_scores(counts)
+    if args.facets:
         scores["by"] = {facet: facet_scores(facet, counts[facet]) for facet in args.facets}
-    try:
-        per = 1000.0 / info["counts"]["records"]
-        scores["per_1000"] = {name: info[name] * per for name in ("seconds", "cost") if info.get(name) is not None}
-    except (KeyError, TypeError, ZeroDivisionError):
-        scores["per_1000"] = {}  # the sidecar, if any, is of another kind
+    predicted = info.get("counts", {}).get("records") if isinstance(info.get("counts"), dict) else None
+    known = [name for name in ("seconds", "cost") if predicted and isinstance(info.get(name), (int, float))]
+    if known:
+        scores["per_1000"] = {name: 1000.0 * info[name] / predicted for name in known}
     scores["input"] = {key: counts["input"][key] for key in ("missing", "duplicates", "filtered")}
     return scores | {"undefined": undefined(scores)}
 
@@ -842,17 +843,20 @@ def over_runs(trees, how=fmean):
     return {key: over_runs([(tree or {}).get(key) for tree in trees], how) for key in keys}
 
 
-def group_scores(runs, args):
+def group_scores(runs, bounds, args):
     """The scores of one system: of its file, or the means of its runs, and their standard deviations."""
     trees = [system_scores(system, args) for system in runs]
-    if len(trees) == 1:
-        return trees[0]
-    zeros = list(dict.fromkeys(zero for tree in trees for zero in tree.pop("undefined")))
-    spread = {"files": [system.path for system in runs]}
-    if "entity" in args.levels:
-        spread |= {"f1": [tree["entity"]["micro"]["f1"] for tree in trees]}
-        spread["sd"] = {mean: over_runs([tree["entity"][mean] for tree in trees], stdev) for mean in ("micro", "macro")}
-    return over_runs(trees) | {"runs": spread, "undefined": zeros}
+    scores = trees[0]
+    if len(trees) > 1:
+        zeros = list(dict.fromkeys(zero for tree in trees for zero in tree.pop("undefined")))
+        spread = {"files": [system.path for system in runs]}
+        if "entity" in args.levels:
+            spread |= {"f1": [tree["entity"]["micro"]["f1"] for tree in trees]}
+            means = ("micro", "macro")
+            spread["sd"] = {mean: over_runs([tree["entity"][mean] for tree in trees], stdev) for mean in means}
+        scores = over_runs(trees) | {"runs": spread, "undefined": zeros}
+    first = {level: scores[level] for level in LEVELS if level in scores}
+    return first | ({"intervals": bounds} if bounds else {}) | scores
 
 
 def signature(systems, facts, args):
@@ -871,17 +875,16 @@ def make_report(systems, facts, args):
     groups = {}
     for system in systems:
         groups.setdefault(system.name, []).append(system)
-    report = {"signature": signature(systems, facts, args)}
-    report["systems"] = {name: group_scores(runs, args) for name, runs in groups.items()}
-    report["tests"] = []
+    bounds, tests = {}, []
     if args.resamples and not find_spec("numpy"):
         log("warning: numpy is not installed: no intervals, no tests")
     elif args.resamples:
-        bounds, report["tests"] = compare_systems(groups, facts["documents"], args)
-        for name, scores in report["systems"].items():
-            scores["intervals"] = bounds[name]
+        bounds, tests = compare_systems(groups, facts["documents"], args)
         if facts["documents"] < FEW:
             log(f"warning: {facts['documents']} documents: intervals and tests by document say little below {FEW}")
+    report = {"signature": signature(systems, facts, args)}
+    report["systems"] = {name: group_scores(runs, bounds.get(name), args) for name, runs in groups.items()}
+    report["tests"] = tests
     options = ("level", "scheme", "by", "train_file", "types", "map_types", "allow_missing", "resamples", "seed")
     return report | {"options": {name: getattr(args, name) for name in options}}
 
@@ -926,7 +929,7 @@ def comparison_row(name, scores, report):
         part = scores["generation"]
         row |= {"F1+dropped": part["f1_with_dropped"], "parsed": part["parse_rate_repaired"],
                 "halluc.": part["hallucination_rate"]}  # fmt: skip
-    row |= {{"seconds": "s/1k", "cost": "$/1k"}[key]: value for key, value in scores["per_1000"].items()}
+    row |= {{"seconds": "s/1k", "cost": "$/1k"}[key]: value for key, value in scores.get("per_1000", {}).items()}
     for test in report["tests"]:
         if test["system"] == name:
             row["p"] = f"{test['p_holm']:.4f}{'*' if test['p_holm'] < 0.05 else ''}"

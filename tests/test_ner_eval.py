@@ -3,18 +3,21 @@
 pytest tests/test_ner_eval.py
 """
 
+import csv
 import gzip
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
 import warnings
-from argparse import Namespace
 from collections import Counter, defaultdict
-from itertools import combinations, pairwise, permutations
+from difflib import SequenceMatcher
+from itertools import combinations, pairwise, permutations, product
 
+import numpy
 import pytest
 from conftest import ROOT
 from hypothesis import given, settings
@@ -586,10 +589,10 @@ def test_table(cli, file, tmp_path):
     assert done.returncode == 0, done.stderr
     blocks = done.stdout.rstrip("\n").split("\n\n")
     assert words(blocks[0]) == [
-        "system F1 P R macro F1 SE-strict SE-exact SE-partial SE-type token F1 s/1k",
+        "system F1 95 % P R macro F1 SE-strict SE-exact SE-partial SE-type token F1 s/1k p",
         # gold 3, predicted 3: tp 1; exact 2 of 3; no overlap is left for the nested SYMPTOM; no token is right
-        "X 0.3333 0.3333 0.3333 0.2500 0.3333 0.6667 0.6667 0.3333 0.0000 1500.0000",
-        "Y 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 -",
+        "X 0.3333 0.3333-0.3333 0.3333 0.3333 0.2500 0.3333 0.6667 0.6667 0.3333 0.0000 1500.0000 -",
+        "Y 1.0000 1.0000-1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000 - 1.0000",
     ]
     assert words(blocks[1]) == [
         "X: entity P R F1 tp fp fn support",
@@ -601,10 +604,12 @@ def test_table(cli, file, tmp_path):
     ]
     assert "X: SemEval-2013  COR  INC  PAR  MIS  SPU  POS  ACT       P       R      F1" in done.stdout
     assert "exact              2    0    0    1    1    3    3  0.6667  0.6667  0.6667" in done.stdout
-    assert blocks[-2].startswith("undefined, shown as 0.0000: X token.by_tag.tags.")
+    assert blocks[-3].startswith("undefined, shown as 0.0000: X token.by_tag.tags.")
     assert blocks[-1] == ("signature: scheme:spans|unit:character|macro:gold+pred|records:2|documents:1|"
                           "entities:3|version:1.0")  # fmt: skip
     assert done.stderr.splitlines() == [
+        f"warning: {tmp_path / 'two.jsonl'}.run.json: not JSON; without it there are no seconds and no cost",
+        "warning: 1 documents: intervals and tests by document say little below 20",
         "X: 3 entities, 1 duplicates left out, 0 records without a prediction",
         "Y: 3 entities, 0 duplicates left out, 0 records without a prediction",
         f"{gold}: 2 records, 1 documents, 3 entities, 0 duplicates left out",
@@ -618,9 +623,9 @@ def test_json_keys_and_order(cli, file, tmp_path):
     assert done.stdout == out.read_text(encoding="utf-8")
     report = json.loads(done.stdout)
     assert done.stdout.startswith('{\n  "signature": "')
-    assert list(report) == ["signature", "systems", "tests"] and report["tests"] == []
+    assert list(report) == ["signature", "systems", "tests", "options"] and report["tests"] == []
     scores = report["systems"]["pred.jsonl"]
-    assert list(scores) == ["entity", "semeval", "token", "input", "undefined"]
+    assert list(scores) == ["entity", "semeval", "token", "errors", "intervals", "input", "undefined"]
     assert list(scores["entity"]) == ["micro", "macro", "weighted", "types"]
     assert list(scores["entity"]["micro"]) == ["f1", "precision", "recall", "tp", "fp", "fn", "support"]
     assert list(scores["entity"]["types"]) == ["SIGN", "SYMPTOM"]
@@ -628,7 +633,7 @@ def test_json_keys_and_order(cli, file, tmp_path):
     assert list(scores["semeval"]["partial"]) == ["COR", "INC", "PAR", "MIS", "SPU", "POS", "ACT", "precision",
                                                   "recall", "f1", "types"]  # fmt: skip
     assert list(scores["token"]) == ["accuracy", "by_type", "by_tag"]
-    assert scores["input"] == {"missing": 0, "duplicates": 1}
+    assert scores["input"] == {"missing": 0, "duplicates": 1, "filtered": 0}
     lines = "".join(f"{tag}\t{tag}\n" for tag in ("B-A", "I-A", "O"))
     iob = evaluate(cli, "--gold", file("g.iob", lines), "--pred", file("p.iob", lines), "--scheme", "lenient")
     assert list(iob["systems"]["p.iob"])[:2] == ["entity", "entity_other_scheme"]
@@ -638,7 +643,8 @@ def test_json_keys_and_order(cli, file, tmp_path):
 @pytest.mark.parametrize("level", LEVELS)
 def test_one_level_alone(cli, file, level):
     report = evaluate(cli, "--gold", file("g.jsonl", GOLD), "--pred", file("p.jsonl", PRED), "--level", level)
-    assert list(report["systems"]["p.jsonl"]) == [level, "input", "undefined"]
+    more = ["errors", "intervals"] if level == "entity" else []
+    assert list(report["systems"]["p.jsonl"]) == [level, *more, "input", "undefined"]
     done = cli("ner_eval.py", "--gold", file("g.jsonl", GOLD), "--pred", file("p.jsonl", PRED), "--level", level)
     assert done.returncode == 0 and ("SemEval" in done.stdout) == (level == "semeval")
 
@@ -699,7 +705,8 @@ def test_unreadable_and_unwritable_files(cli, file, tmp_path):
     done = cli("ner_eval.py", "--gold", tmp_path / "none.jsonl", "--pred", gold)
     assert done.returncode == 1 and done.stderr == f"error: {tmp_path}/none.jsonl: No such file or directory\n"
     done = cli("ner_eval.py", "--gold", gold, "--pred", gold, "--output_file", gold / "metrics.json")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: ") and done.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -708,8 +715,14 @@ def test_unreadable_and_unwritable_files(cli, file, tmp_path):
         [],
         ["--gold", "g.jsonl"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "q.jsonl", "--names", "one"],
-        ["--gold", "g.jsonl", "--pred", "p.jsonl", "q.jsonl", "--names", "one", "one"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "p.jsonl"],
+        ["--pred", "p.jsonl"],
+        ["--pred", "p.iob", "q.iob"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--by", "seen"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--html", "x", "--errors", "x"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--errors", "g.jsonl"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--level", "token", "--min_f1", "0.5"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--resamples", "-1"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--output_file", "./g.jsonl"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--output_file", "p.jsonl"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--level", "words"],
@@ -724,7 +737,7 @@ def test_usage_errors(cli, args):
 
 def test_help_says_every_default(cli):
     done = cli("ner_eval.py", "--help")
-    assert done.returncode == 0 and done.stdout.count("(default: ") == 6
+    assert done.returncode == 0 and done.stdout.count("(default") == 16
     assert "Differs" in done.stdout and "python ner_eval.py --gold" in done.stdout
 
 
@@ -752,8 +765,8 @@ def test_gz_and_rare_en(cli, rare_en, tmp_path):
     assert "scheme:spans+iob-strict|unit:character" in report["signature"]
     table = cli("ner_eval.py", "--gold", gold, "--pred", gold, rare_en / "test.iob").stdout
     head, first, second = words(table.split("\n\n")[0])
-    assert head == "system F1 P R macro F1 lenient F1 SE-strict SE-exact SE-partial SE-type token F1"
-    assert first.split()[5] == "-" and second.split()[5] == second.split()[1]  # and no s/1k from a conversion
+    assert head == "system F1 95 % P R macro F1 lenient F1 SE-strict SE-exact SE-partial SE-type token F1 p"
+    assert first.split()[6] == "-" and second.split()[6] == second.split()[1]  # and no s/1k from a conversion
     back = evaluate(cli, "--gold", rare_en / "test.iob", "--pred", gold)["systems"]["test.jsonl"]
     assert back["entity"]["micro"]["recall"] == 1.0
     assert back["entity"]["micro"]["tp"] == flat["entity"]["micro"]["tp"]
@@ -786,3 +799,493 @@ def test_a_copy_in_an_empty_folder_works(file, tmp_path):
     done = subprocess.run([sys.executable, "-S", tmp_path / "ner_eval.py", "--gold", path, "--pred", path],
                           capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0 and "1.0000" in done.stdout, done.stderr  # -S: no installed package
+
+
+# ---------------------------------------------------------------------------- conlleval
+
+TAGS = st.lists(st.sampled_from([*PREFIXED, "B-A", "I-D", "B", "I"]), min_size=1, max_size=10)
+
+
+def conlleval_chunks(tags):
+    """The chunks by conlleval.pl's two tables: whether one ends before a tag, and whether one begins at it."""
+    chunks, start, before, kind = set(), None, "O", ""
+    for i, tag in enumerate([*tags, "O"]):
+        now, _, type_ = tag.partition("-")
+        ends = (before, now) in {("B", "B"), ("B", "O"), ("I", "B"), ("I", "O")} or (before != "O" and kind != type_)
+        begins = (before, now) in {("B", "B"), ("I", "B"), ("O", "B"), ("O", "I")} or (now != "O" and kind != type_)
+        if ends:
+            chunks.add((start, i, kind))
+        if begins:
+            start = i
+        before, kind = now, type_
+    return chunks
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=3))
+def test_lenient_is_conlleval_count_for_count(pairs):
+    pairs = [(gold, (pred + ["O"] * 10)[: len(gold)]) for gold, pred in pairs]
+    sides = [[conlleval_chunks(tags) for tags in side] for side in zip(*pairs, strict=True)]
+    micro = score_tags(*zip(*pairs, strict=True), "lenient")["entity"]["micro"]
+    assert micro["support"] == sum(map(len, sides[0])) and micro["tp"] + micro["fp"] == sum(map(len, sides[1]))
+    assert micro["tp"] == sum(len(gold & pred) for gold, pred in zip(*sides, strict=True))
+
+
+def test_peers_small_bugs():
+    """nereval: P 1.5 for one prediction over three of gold; bratutils: R 1.0 with one missed; eval4ner: ulcers."""
+    three = [(0, 4, "A"), (5, 9, "A"), (10, 14, "A")]
+    scores = score([(record(*three), record((0, 14, "A")))])["semeval"]
+    assert scores["type"]["precision"] == 1.0 and scores["type"]["recall"] == pytest.approx(1 / 3)
+    missed = score([(record((0, 4, "A"), (5, 9, "A")), record((0, 4, "A")))])
+    assert missed["semeval"]["strict"]["MIS"] == 1 and missed["entity"]["micro"]["recall"] == 0.5
+    text = "ulcer ; an ulcer" + "x" * 40
+    assert (
+        score([(record((8, 16, "A"), text=text), record((11, 16, "A"), text=text))])["semeval"]["partial"]["PAR"] == 1
+    )
+    same = score([(record((0, 4, "A")), record((0, 4, "A")))] + [(record(id="e"), record(id="e"))] * 9)
+    assert same["semeval"]["strict"]["INC"] == same["semeval"]["strict"]["MIS"] == 0
+    inner = score([(record((0, 9, "A")), record((0, 4, "A"), (5, 9, "A")))])["entity"]["micro"]
+    assert (inner["tp"], inner["fp"], inner["fn"]) == (0, 2, 1)  # n2c2's lenient rule has P = R = 1 here
+    part = (0, 9, "A", [[0, 3], [6, 9]])
+    assert score([(record(part), record((0, 3, "A"), (6, 9, "A")))])["entity"]["micro"]["tp"] == 0  # brateval: subset
+
+
+def rows_of(name):
+    with gzip.open(name, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def published_answers(folder):
+    """(gold tokens and tags, [(token, tag)] of GPT-4's reply) of each sentence, parsed as the paper's code does."""
+    gold = {}
+    for row in rows_of(folder / "test_combined_IOB_data.csv.gz"):
+        gold.setdefault(row["Sentence_Num_Global"], []).append((row["Token"], row["Tag"]))
+    with gzip.open(folder / "answers_test.txt.gz", "rt", encoding="utf-8") as file:
+        answers = re.split(r"^######\n", file.read(), flags=re.M)[1:]
+    for sentence, answer in zip(gold.values(), answers, strict=True):
+        lines = [re.sub(r"[\[\]]", "", line).split(": ") for line in answer.split("\n") if line.strip()]
+        yield sentence, [(line[0].strip(), line[1].strip() if len(line) == 2 else "O") for line in lines]
+
+
+TABLE_3 = {  # Lu et al. 2024 (arXiv 2407.00731), GPT-4, few-shot: P, R, F1
+    "DISEASE": (0.2254, 0.2977, 0.2566), "RAREDISEASE": (0.6011, 0.5901, 0.5955),
+    "SKINRAREDISEASE": (0.2953, 0.3958, 0.3383), "SIGN": (0.2749, 0.2500, 0.2619), "SYMPTOM": (0.0900, 0.5490, 0.1547),
+}  # fmt: skip
+
+
+def test_table_3_of_the_raredis_paper(cli, corpus, tmp_path):
+    """Answers laid on gold by position give the printed figures; laid on it by token they give others."""
+    folder = corpus("raredis") / "gpt4-5shot"
+    lines = {"gold": [], "position": [], "token": []}
+    for sentence, answer in published_answers(folder):
+        words, tags = [word for word, _ in sentence], [tag for _, tag in answer]
+        by_token = ["O"] * len(words)
+        for i, j, n in SequenceMatcher(None, words, [word for word, _ in answer], False).get_matching_blocks():
+            by_token[i : i + n] = tags[j : j + n]
+        columns = [tag for _, tag in sentence], (tags + ["O"] * len(words))[: len(words)], by_token
+        for name, column in zip(lines, columns, strict=True):
+            lines[name] += [f"{word}\t{tag}\n" for word, tag in zip(words, column, strict=True)] + ["\n"]
+    for name, content in lines.items():
+        (tmp_path / f"{name}.iob").write_text("".join(content), encoding="utf-8")
+    sides = ("--gold", tmp_path / "gold.iob", "--pred", tmp_path / "position.iob", tmp_path / "token.iob")
+    args = (*sides, "--names", "position", "token", "--scheme", "lenient", "--resamples", 0)
+    systems = evaluate(cli, *args)["systems"]
+    rounded = [tuple(round(part[key], 4) for key in ("precision", "recall", "f1"))
+               for part in systems["position"]["entity"]["types"].values()]  # fmt: skip
+    assert dict(zip(systems["position"]["entity"]["types"], rounded, strict=True)).items() >= TABLE_3.items()
+    micro = systems["position"]["entity"]["micro"]
+    assert [round(micro[key], 4) for key in ("precision", "recall", "f1")] == [0.3516, 0.3592, 0.3554]
+    assert round(systems["token"]["entity"]["micro"]["f1"], 4) == 0.3659
+    # Its "average" is the mean of the five printed figures; the macro of the five types is that of the exact ones.
+    assert [round(numpy.mean(column), 4) for column in zip(*TABLE_3.values(), strict=True)] == [0.2973, 0.4165, 0.3214]
+    five = evaluate(cli, *args, "--types", *TABLE_3)["systems"]["position"]["entity"]["macro"]
+    assert [round(five[key], 4) for key in ("precision", "recall", "f1")] == [0.2974, 0.4165, 0.3214]
+
+
+# ---------------------------------------------------------------------------- errors and facets
+
+
+@settings(max_examples=300, deadline=None)
+@given(SPANS, SPANS)
+def test_f1_if_repaired_is_the_f1_after_the_repair(gold, pred):
+    """Every gold and predicted entity stands in one class; repairing a class for real gives the figure foretold."""
+    scores = score([(record(*gold), record(*pred))])
+    errors, pairs = scores["errors"], list(ner_eval.error_pairs(frozenset(gold), frozenset(pred)))
+    assert Counter(kind for kind, *_ in pairs) == Counter({k: n for k, n in errors["classes"].items() if n})
+    assert sorted(one for _, one, _, _ in pairs if one) == sorted(gold)
+    assert sorted(other for _, _, other, _ in pairs if other) == sorted(pred)
+    assert errors["classes"]["correct"] == scores["entity"]["micro"]["tp"]
+    for name, foretold in errors["f1_if_repaired"].items():
+        after = [one if kind == name else other for kind, one, other, _ in pairs]
+        repaired = score([(record(*gold), record(*filter(None, after)))])["entity"]["micro"]["f1"]
+        assert foretold == pytest.approx(repaired, abs=1e-12)
+    table = errors["confusion"]
+    assert sum(sum(row.values()) for row in table.values()) == len(pairs)
+    assert table.get("spurious", Counter()).total() == errors["classes"]["spurious"]
+
+
+def test_classes_flags_and_boundaries(cli, file, tmp_path):
+    text = "Fever, dry cough and severe joint pain in both knees."
+    spans = ("0 5 S", "7 16 S", "28 38 S", "47 52 B"), ("0 5 B", "7 10 S", "11 16 S", "21 38 B", "42 46 S")
+    gold, pred = (
+        [{"id": "a", "doc_id": "d", "text": text, "entities": [
+            {"start": int(start), "end": int(end), "type": type_} for start, end, type_ in map(str.split, side)]}]
+        for side in spans
+    )  # fmt: skip
+    out = tmp_path / "errors.jsonl"
+    scores = evaluate(cli, "--gold", file("g.jsonl", gold), "--pred", file("p.jsonl", pred), "--errors", out)
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [line["class"] for line in lines] == ["type", "boundary", "spurious", "type_boundary", "spurious", "missed"]
+    assert [line["flags"] for line in lines] == [[], ["split"], [], [], [], []]
+    assert lines[1]["boundary"] == ["left too short"] and lines[1]["pred"]["text"] == "cough"  # the greater overlap
+    assert lines[3]["boundary"] == ["left too long"] and lines[3]["gold"]["text"] == "joint pain"
+    assert lines[5]["pred"] is None and lines[5]["gold"] == {"start": 47, "end": 52, "type": "B", "text": "knees"}
+    assert text[7:16] in lines[1]["context"] and lines[0]["system"] == "p.jsonl" and lines[0]["doc_id"] == "d"
+    errors = scores["systems"]["p.jsonl"]["errors"]
+    assert errors["confusion"] == {"S": {"B": 2, "S": 1}, "B": {"missed": 1}, "spurious": {"S": 2}}
+
+
+def test_facets_add_up_and_say_what_they_mean(cli, file):
+    train = [{"id": "t", "text": "fever ,  joint\npain", "entities": [
+        {"start": 0, "end": 5, "type": "SIGN"}, {"start": 9, "end": 19, "type": "X"}]}]  # fmt: skip
+    gold, pred = file("gold.jsonl", GOLD), file("pred.jsonl", PRED)
+    facets = ("--by", "length", "seen", "document", "--train_file", file("train.jsonl", train))
+    scores = evaluate(cli, "--gold", gold, "--pred", pred, *facets)["systems"]["pred.jsonl"]
+    for groups in scores["by"].values():
+        for number in ("tp", "fp", "fn", "support"):
+            assert sum(group[number] for group in groups.values()) == scores["entity"]["micro"][number]
+    length, seen = scores["by"]["length"], scores["by"]["seen"]
+    assert list(length) == ["1 word", "2 words", "3 words"] and length["3 words"]["f1"] == 1.0
+    assert length["1 word"]["support"] == 1 and length["1 word"]["fp"] == 2  # the length of each side's own mention
+    assert (seen["seen"]["support"], seen["seen with other type"]["support"], seen["unseen"]["support"]) == (1, 1, 1)
+    assert seen["seen with other type"]["fp"] == 1 and list(scores["by"]["document"]) == ["d"]
+    table = cli("ner_eval.py", "--gold", gold, "--pred", pred, *facets).stdout
+    assert "pred.jsonl: by length" in table and "seen with other type" in table
+
+
+# ---------------------------------------------------------------------------- several systems
+
+
+def noisy(seed, documents=12, share=0.7):
+    """Gold and a prediction of it, as records of one document each."""
+    rng, gold, pred = random.Random(seed), [], []
+    base = random.Random(1)
+    for n in range(documents):
+        entities = [{"start": 10 * i, "end": 10 * i + 5, "type": base.choice("AB")} for i in range(base.randint(0, 5))]
+        found = [e | ({} if rng.random() < share else {"end": e["end"] + 1}) for e in entities if rng.random() < 0.9]
+        common = {"id": str(n), "doc_id": f"d{n}", "text": "x" * 60}
+        gold.append(common | {"entities": entities})
+        pred.append(common | {"entities": found})
+    return gold, pred
+
+
+def document_triples(gold, pred):
+    triples = []
+    for one, other in zip(gold, pred, strict=True):
+        sides = [{(e["start"], e["end"], e["type"]) for e in side["entities"]} for side in (one, other)]
+        triples.append((len(sides[0] & sides[1]), len(sides[1] - sides[0]), len(sides[0] - sides[1])))
+    return triples
+
+
+def f1(triples):
+    tp, fp, fn = map(sum, zip(*triples, strict=True))
+    return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+
+
+def test_all_swaps_are_tried_where_they_are_few(cli, file):
+    """p by hand over the 2^n swaps of two systems against the first, and Holm's correction of the two."""
+    gold, first = noisy(1, 9)
+    others = [noisy(2, 9, 0.2)[1], noisy(3, 9)[1]]
+    paths = [
+        file(f"{name}.jsonl", side) for name, side in (("gold", gold), ("a", first), ("b", others[0]), ("c", others[1]))
+    ]
+    report = evaluate(cli, "--gold", paths[0], "--pred", *paths[1:])
+    wanted, ours = [], document_triples(gold, first)
+    for other in others:
+        theirs = document_triples(gold, other)
+        apart, hits = abs(f1(ours) - f1(theirs)), 0
+        for swaps in product((0, 1), repeat=9):
+            mixed = [[(a, b)[swap], (a, b)[1 - swap]] for a, b, swap in zip(ours, theirs, swaps, strict=True)]
+            hits += abs(f1([a for a, _ in mixed]) - f1([b for _, b in mixed])) >= apart - 1e-12
+        wanted.append(hits / 2**9)
+    tests = report["tests"]
+    assert [test["p"] for test in tests] == pytest.approx(wanted) and "all swaps" in tests[0]["method"]
+    small, large = sorted(wanted)
+    assert sorted(test["p_holm"] for test in tests) == pytest.approx([min(1, 2 * small), max(min(1, 2 * small), large)])
+    assert tests[0]["difference"] == pytest.approx(f1(document_triples(gold, others[0])) - f1(ours))
+    marked = cli("ner_eval.py", "--gold", paths[0], "--pred", *paths[1:]).stdout.split("\n\n")[0].splitlines()
+    assert [line.endswith("*") for line in marked[1:]] == [False, *(test["p_holm"] < 0.05 for test in tests)]
+
+
+def test_random_swaps_come_near_all_swaps():
+    gold, first = noisy(1, 16)
+    args = options("--resamples", "4000")
+    tables = []
+    for pred in (first, noisy(2, 16, 0.3)[1]):
+        tables.append(numpy.array(document_triples(gold, pred), float)[:, None, :])
+    difference, p, exact = ner_eval.swap_test(*tables, args)
+    args.resamples = 2**16
+    same, all_p, all_exact = ner_eval.swap_test(*tables, args)
+    assert (exact, all_exact) == (False, True) and difference == same and abs(p - all_p) < 0.03
+    assert ner_eval.swap_test(tables[0], tables[0], args) == (0.0, 1.0, True)
+
+
+def test_intervals_are_percentiles_over_documents(cli, file):
+    """By hand, from the same draws of documents; and the seed alone decides."""
+    gold, pred = noisy(5, 30)
+    args = ("--gold", file("g.jsonl", gold), "--pred", file("p.jsonl", pred), "--resamples", 500, "--seed", 3)
+    found = evaluate(cli, *args)["systems"]["p.jsonl"]["intervals"]
+    triples, rng = document_triples(gold, pred), numpy.random.default_rng(3)
+    values = [f1([triples[i] for i in rng.integers(30, size=30)]) for _ in range(500)]
+    assert found["f1"] == pytest.approx(numpy.percentile(values, (2.5, 97.5)))
+    assert found["f1"][0] < f1(triples) < found["f1"][1] and not found["degenerate"]
+    assert {key: found[key] for key in ("documents", "resamples", "seed")} == {
+        "documents": 30,
+        "resamples": 500,
+        "seed": 3,
+    }
+    other = evaluate(cli, *args[:-1], 4)["systems"]["p.jsonl"]["intervals"]
+    assert other["f1"] != found["f1"] and other["f1"] == pytest.approx(found["f1"], abs=0.03)
+    perfect = evaluate(cli, "--gold", args[1], "--pred", args[1])["systems"]["g.jsonl"]["intervals"]
+    assert perfect["f1"] == perfect["macro_f1"] == perfect["recall"] == [1.0, 1.0]
+
+
+def test_files_of_one_name_are_runs(cli, file):
+    """Mean and sd are those of the runs scored alone; the intervals and tests take the documents' mean counts."""
+    gold, _ = noisy(1, 25)
+    path, runs = file("g.jsonl", gold), [file(f"{seed}.jsonl", noisy(seed, 25)[1]) for seed in (2, 3, 4)]
+    alone = [evaluate(cli, "--gold", path, "--pred", run)["systems"][run.name] for run in runs]
+    args = ("--gold", path, "--pred", *runs, runs[0], "--names", "A", "A", "A", "B")
+    report = evaluate(cli, *args)
+    both = report["systems"]["A"]
+    values = [scores["entity"]["micro"]["f1"] for scores in alone]
+    assert both["entity"]["micro"]["f1"] == pytest.approx(numpy.mean(values))
+    assert (
+        both["runs"]["sd"]["micro"]["f1"] == pytest.approx(numpy.std(values, ddof=1)) and both["runs"]["f1"] == values
+    )
+    means = [scores["errors"]["classes"]["boundary"] for scores in alone]
+    assert both["errors"]["classes"]["boundary"] == pytest.approx(numpy.mean(means))
+    assert both["intervals"]["f1"][0] < both["entity"]["micro"]["f1"] < both["intervals"]["f1"][1]
+    assert list(report["systems"]) == ["A", "B"] and len(report["tests"]) == 1
+    head, first, second = words(cli("ner_eval.py", *args).stdout.split("\n\n")[0])
+    assert head.startswith("system F1 95 % sd runs P R") and first.split()[4] == "3" and second.split()[4] == "-"
+
+
+# ---------------------------------------------------------------------------- inputs, types, formats
+
+
+@pytest.mark.parametrize("text", [
+    "a\tB-S\tB-S\nb\tI-S\tO\n\nc\tO\tB-S\n",
+    "\ufeff-DOCSTART- O O\r\n\r\na  B-S  B-S\r\nb I-S O\r\n\r\nc O B-S \r\n",
+    "a\tNN\tB-S\tB-S\nb\tNN\tI-S\tO\n\nc\tNN\tO\tB-S\n",
+])  # fmt: skip
+def test_one_file_with_gold_and_predicted_columns(cli, file, text):
+    """Any white space, CRLF, byte order mark, more columns: conlleval.pl and nervaluate's loader misread these."""
+    one = evaluate(cli, "--pred", file("x.conll", text))["systems"]["x.conll"]
+    two = evaluate(cli, "--gold", file("g.iob", "a\tB-S\nb\tI-S\n\nc\tO\n"),
+                   "--pred", file("p.iob", "a\tB-S\nb\tO\n\nc\tB-S\n"))["systems"]["p.iob"]  # fmt: skip
+    assert one["entity"] == two["entity"] and one["token"] == two["token"] and one["entity"]["micro"]["fp"] == 2
+
+
+def test_too_few_columns_is_one_line(cli, file):
+    path = file("x.iob", "a\tB-S\n")
+    done = cli("ner_eval.py", "--pred", path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(
+        f"error: {path}:1: too few columns where token, gold tag and predicted tag are expected"
+    )
+
+
+def test_types_are_renamed_and_left_out_on_both_sides(cli, file):
+    gold, pred = file("gold.jsonl", GOLD), file("pred.jsonl", PRED)
+    only = evaluate(cli, "--gold", gold, "--pred", pred, "--types", "SIGN")
+    scores = only["systems"]["pred.jsonl"]
+    assert list(scores["entity"]["types"]) == ["SIGN"] and scores["input"]["filtered"] == 3
+    assert list(scores["token"]["by_type"]["types"]) == ["SIGN"] and "|types:SIGN|" in only["signature"]
+    done = cli("ner_eval.py", "--gold", gold, "--pred", pred, "--types", "SIGN")
+    assert "pred.jsonl: 1 entities, 0 duplicates left out, 3 of other types" in done.stderr
+    both = file("map.tsv", "SIGN\tFINDING\nSYMPTOM\tFINDING\n")
+    one = evaluate(cli, "--gold", gold, "--pred", pred, "--map_types", both)
+    merged = one["systems"]["pred.jsonl"]["entity"]
+    assert list(merged["types"]) == ["FINDING"] and merged["micro"]["tp"] == 2 and "|map:map.tsv|" in one["signature"]
+    lines = "a\tB-SIGN\nb\tI-SIGN\nc\tB-OTHER\n"
+    iob = file("g.iob", lines), file("p.iob", lines.replace("SIGN", "SYMPTOM"))
+    token = evaluate(cli, "--gold", iob[0], "--pred", iob[1], "--map_types", both, "--types", "FINDING")
+    tags = token["systems"]["p.iob"]["token"]["by_tag"]["tags"]
+    assert list(tags) == ["B-FINDING", "I-FINDING"] and token["systems"]["p.iob"]["token"]["accuracy"] == 1.0
+
+
+def test_markdown(cli, file):
+    gold = file("g.jsonl", [GOLD[0] | {"entities": [{"start": 0, "end": 5, "type": "A|B"}]}])
+    lines = cli("ner_eval.py", "--gold", gold, "--pred", gold, "--format", "markdown").stdout.splitlines()
+    assert lines[0].startswith("| system | F1 | 95 % | P | R |") and lines[1].startswith("| --- | --: | --: |")
+    assert "| A\\|B | 1.0000 | 1.0000 | 1.0000 | 1 | 0 | 0 | 1 |" in lines
+
+
+def test_min_f1_is_for_ci(cli, file):
+    gold, pred = file("gold.jsonl", GOLD), file("pred.jsonl", PRED)
+    for least, code in ((0.33, 0), (0.34, 1)):
+        done = cli("ner_eval.py", "--gold", gold, "--pred", gold, pred, "--min_f1", least)
+        assert done.returncode == code and "micro" in done.stdout
+    assert done.stderr.splitlines()[-1] == "error: pred.jsonl: micro F1 is below --min_f1 0.34"
+
+
+# ---------------------------------------------------------------------------- answers
+
+
+def test_answers(cli, file):
+    """Statuses, what could not be placed, the answers' own offsets, and F1 with every invented mention as wrong."""
+    text = "Fever and joint pain in both knees."
+    span = {"start": 0, "end": 5, "type": "S"}
+    gold = [{"id": str(i), "text": text, "entities": [span] if i < 4 else []} for i in range(6)]
+    items = [{"text": "Fever", "type": "S", "start": 0, "end": 5}, {"text": "pain", "type": "S", "start": 3, "end": 7}]
+    dropped = [{"text": "cough", "type": "S", "reason": "not_in_text"}, {"text": "x", "type": "S", "reason": "leaked"},
+               {"text": "pain", "type": "Q", "reason": "unknown_type"}]  # fmt: skip
+    answers = [
+        {"status": "ok", "answer": json.dumps([*items, items[0]]), "entities": [span]},
+        {
+            "status": "ok",
+            "answer": json.dumps([{"text": "Fever", "type": "S"}]),
+            "entities": [span],
+            "dropped": dropped,
+        },
+        {"status": "salvaged", "answer": json.dumps(items)[:-5], "entities": [span]},
+        {"status": "truncated", "answer": "", "entities": []},
+        {"status": "empty", "answer": "", "entities": []},  # nothing to say about a text without entities: complies
+        {"status": "refused", "answer": "I can't help with that.", "entities": []},
+    ]
+    pred = [{"id": str(i), "text": text} | answer for i, answer in enumerate(answers)]
+    report = evaluate(cli, "--gold", file("g.jsonl", gold), "--pred", file("p.jsonl", pred))
+    found = report["systems"]["p.jsonl"]["generation"]
+    assert found["records"] == 6 and found["parse_rate"] == 3 / 6 and found["parse_rate_repaired"] == 5 / 6
+    assert found["compliance_rate"] == 2 / 6  # one parsed answer has a type that is none
+    assert (
+        found["truncated_rate"] == found["refused_rate"] == 1 / 6 and found["empty_rate"] == found["failed_rate"] == 0
+    )
+    assert found["items"] == 6 and found["hallucination_rate"] == 2 / 6 and found["leaked_rate"] == 1 / 6
+    assert found["hallucination_rate_macro"] == pytest.approx((0 + 2 / 4 + 0) / 3)
+    assert found["own_offsets"] == 3 and found["boundary_accuracy"] == pytest.approx(2 / 3)  # repeats count once
+    assert found["f1_with_dropped"] == pytest.approx(2 * 3 / (2 * 3 + 3 + 1)) and found["f1_of_parsed"] == 1.0
+    assert report["systems"]["p.jsonl"]["entity"]["micro"]["f1"] == pytest.approx(6 / 7)
+    paths = file("g.jsonl", gold), file("p.jsonl", pred)
+    head = words(cli("ner_eval.py", "--gold", paths[0], "--pred", *paths).stdout)[0]
+    assert head.endswith("token F1 F1+dropped parsed halluc. p")
+    assert "generation" not in evaluate(cli, "--gold", paths[0], "--pred", paths[0])["systems"]["g.jsonl"]
+
+
+# ---------------------------------------------------------------------------- the report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \u2028 \U0001f600 fever'
+
+
+def browsed(cli, file, tmp_path, count=60):
+    """A report of two systems over evil texts, nested and discontinuous mentions; its path."""
+    gold, pred = [], []
+    for n in range(count):
+        end = len(EVIL)
+        entities = [{"start": end - 5, "end": end, "type": "<b>S</b>"}, {"start": 0, "end": end, "type": "ALL"},
+                    {"start": 2, "end": end - 6, "type": "D", "fragments": [[2, 8], [end - 7, end - 6]]}]  # fmt: skip
+        gold.append({"id": f"<i>{n}</i>", "doc_id": f"d{n // 2}", "text": EVIL, "entities": entities})
+        kept = entities if n % 3 else [entities[1], entities[0] | {"type": "D"}]
+        pred.append(gold[-1] | {"entities": kept})
+    info = {"seconds": 6, "cost": 3, "counts": {"records": count}, "history": [
+        {"step": 10, "loss": 0.5}, {"step": 10, "f1": 0.4}, {"step": 20, "loss": 0.3, "f1": 0.6}]}  # fmt: skip
+    paths = file("g.jsonl", gold), file("p.jsonl", pred)
+    file("p.jsonl.run.json", json.dumps(info))
+    out = tmp_path / "report.html"
+    done = cli("ner_eval.py", "--gold", paths[0], "--pred", paths[1], paths[0], "--names", "<u>one</u>", "two",
+               "--train_file", paths[0], "--html", out)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_report_holds_no_markup_of_the_corpus_and_no_address(cli, file, tmp_path):
+    page = browsed(cli, file, tmp_path).read_text(encoding="utf-8")
+    assert page.count("</script>") == 2 and "<script>alert" not in page and "<img" not in page and "<u>" not in page
+    assert set(re.findall(r"\w+://[^\"'\s]+", page)) == {"http://www.w3.org/2000/svg"}
+    data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.S)[1])
+    assert data["records"][0][2] == EVIL and len(data["records"]) == 60
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium); the report was not opened")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def opened(browser, path, **options):
+    """The page, and what went wrong on it: errors, dialogs, requests of anything but the file."""
+    page, wrong = browser.new_context(**options).new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: None if request.url == path.as_uri() else wrong.append(request.url))
+    page.goto(path.as_uri())
+    return page, wrong
+
+
+def test_the_report_in_a_browser(browser, cli, file, tmp_path):
+    path = browsed(cli, file, tmp_path)
+    page, wrong = opened(browser, path)
+    text = page.inner_text("body")
+    for title in ("Comparison", "By type", "Errors", "By length", "Mentions seen in training", "Training", "Texts"):
+        assert title in page.locator("h2").all_inner_texts()
+    assert "<u>one</u>" in text and "<b>S</b>" in text and page.locator("u, i, img").count() == 0
+    assert "100.0000" in text and "50.0000" in text  # seconds and cost per 1,000
+    drawn = page.locator("article .text").first.evaluate(
+        "node => [...node.querySelectorAll('span:not(.tag)')].map(part => part.textContent).join('')"
+    )
+    assert drawn == EVIL
+    assert page.locator("article").count() == 10  # a page, not all 60 texts
+    status = page.locator("[aria-live]")
+    assert status.inner_text() == "1 of 60 texts (60 in all)"
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    assert status.inner_text().startswith("13 of 60") and "<i>12</i>" in page.locator("article.now").inner_text()
+    page.keyboard.press("p")
+    assert status.inner_text().startswith("12 of 60")
+    page.select_option("select[aria-label=classes]", "any error")
+    assert status.inner_text().startswith("1 of 20 ")  # every third text
+    page.select_option("select[aria-label=classes]", "type")
+    page.select_option("select[aria-label=types]", "<b>S</b>")
+    assert status.inner_text().startswith("1 of 20 ")
+    page.select_option("select[aria-label=systems]", "two")
+    assert status.inner_text() == "no text is like that"
+    page.select_option("select[aria-label=classes]", "")
+    page.fill("input", "d7")
+    assert status.inner_text().startswith("1 of 2 ") and page.locator("article").first.locator(".side").count() == 2
+    assert not wrong, wrong
+
+
+def test_the_report_on_a_phone_in_the_dark_and_on_paper(browser, cli, file, tmp_path):
+    path = browsed(cli, file, tmp_path, 4)
+    phone, wrong = opened(browser, path, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 360 and not wrong
+    assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+    phone.emulate_media(media="print", color_scheme="light")
+    assert phone.evaluate("getComputedStyle(document.querySelector('.controls')).display") == "none"
+
+
+def test_a_large_report_stays_quick(browser, cli, file, tmp_path):
+    """Five systems, 5,000 records: paged, so few nodes; filtered in well under a second."""
+    gold = [{"id": str(n), "text": "Fever and joint pain in both knees. " * 3,
+             "entities": [{"start": 36 * k + 10, "end": 36 * k + 20, "type": "AB"[n % 2]} for k in range(3)]}
+            for n in range(5000)]  # fmt: skip
+    path, out = file("g.jsonl", gold), tmp_path / "report.html"
+    preds = [
+        file(f"{i}.jsonl", [r | {"entities": r["entities"][: (n + i) % 4]} for n, r in enumerate(gold)])
+        for i in range(5)
+    ]
+    done = cli("ner_eval.py", "--gold", path, "--pred", *preds, "--html", out, "--resamples", 0)
+    assert done.returncode == 0, done.stderr
+    page, wrong = opened(browser, out)
+    assert page.evaluate("document.querySelectorAll('*').length") < 4000
+    started = time.time()
+    page.select_option("select[aria-label=classes]", "missed")
+    assert "of 5000" in page.locator("[aria-live]").inner_text() and time.time() - started < 5 and not wrong
