@@ -135,7 +135,9 @@ def read_jsonl(path):
             continue
         try:
             record = json.loads(line)
-            if "\\u" in line:  # only an escape can make half of a surrogate pair, which no file can hold
+            if (
+                "\\" in line and "\\u" in line
+            ):  # only an escape can make half of a surrogate pair, which no file can hold
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
             check_record(record)
             if record["id"] in seen:
@@ -574,17 +576,19 @@ def flat_entities(entities, text, overlap="longest", discontinuous="drop"):
 
 
 def flat_tags(kept, offsets):
-    """IOB2 tags, one per token, of non-overlapping (start, end, type) in text order.
+    """IOB2 tags, one per token, of non-overlapping (start, end, type) in text order; linear.
 
     A token gets the first entity that it touches; with tokens cut at the entities' edges, tags say just the entities.
     """
-    tags = ["O"] * len(offsets)
+    tags, i = ["O"] * len(offsets), 0
     for start, end, type_ in kept:
-        first = bisect_left(offsets, [start])
-        first -= first > 0 and offsets[first - 1][1] > start  # it starts inside a token
-        last = bisect_left(offsets, [end], first)
-        first += first < last and tags[first] != "O"
-        tags[first:last] = [f"B-{type_}", *[f"I-{type_}"] * (last - first - 1)][: last - first]
+        while i < len(offsets) and offsets[i][1] <= start:
+            i += 1
+        prefix = "B-"
+        while i < len(offsets) and offsets[i][0] < end:
+            tags[i] = prefix + type_
+            prefix = "I-"
+            i += 1
     return tags
 
 

@@ -26,6 +26,7 @@ $python ner_ft_encoder.py --model minilm --train_file $out/train.jsonl --validat
 
 step "score: $out/minilm/test.pred.jsonl against $out/test.jsonl"
 $python ner_eval.py --gold $out/test.jsonl --pred $out/minilm/test.pred.jsonl --names MiniLM \
-    --output_file $out/metrics.json
+    --train_file $out/train.jsonl --output_file $out/metrics.json --html $out/report.html
 
-step "done: model $out/minilm, predictions $out/minilm/test.pred.jsonl, all figures $out/metrics.json"
+step "done: model $out/minilm, predictions $out/minilm/test.pred.jsonl, all figures $out/metrics.json," \
+    "to look at: $out/report.html"

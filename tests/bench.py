@@ -4,13 +4,16 @@
     python tests/bench.py train --limit 1000       training: CPU seconds and memory beside a plain Trainer
     python tests/bench.py predict --model DIR      prediction beside transformers.pipeline, one text at a time
     python tests/bench.py convert                  brat2iob.py: MB/s of text, beside a bare floor and peers
+    python tests/bench.py eval --sentences 100000  ner_eval.py: beside seqeval and nervaluate, on made-up tags
 
 Processes are measured whole, imports included, but for `predict`, which compares the calls in one process. The plain
 Trainer is run_ner.py's way: words given one by one, fp32, dynamic padding, no grouping by length, its default rate.
 """
 
 import argparse
+import gc
 import os
+import random
 import re
 import resource
 import shutil
@@ -181,11 +184,107 @@ def convert_one(name, source, folder, runs):
     print(f"convert {name}: elsewhere", ", ".join(f"{peer} {rate or 'aborts'}" for peer, rate in peers))
 
 
+def made_up(sentences, seed=13):
+    """Yield gold and predicted tags: 25 tokens a sentence, 3 entities, 5 types, a fifth of the predictions wrong."""
+    rng = random.Random(seed)
+    for _ in range(sentences):
+        sides = [["O"] * 25 for _ in range(2)]
+        for third in (0, 8, 16):
+            start, type_ = third + rng.randint(0, 3), rng.choice("ABCDE")
+            end, chance = start + rng.randint(1, 4), rng.random()
+            wrong = {
+                0: (start, min(25, end + 1), type_),
+                1: (start, end, rng.choice("ABCDE")),
+                2: (start, start, type_),
+            }
+            found = (start, end, type_) if chance < 0.79 else wrong[rng.randrange(3)]
+            for tags, (first, last, name) in zip(sides, ((start, end, type_), found), strict=True):
+                tags[first:last] = [f"{'B' if i == first else 'I'}-{name}" for i in range(first, last)]
+        yield sides
+
+
+def made_up_records(sentences, side):
+    """Yield the records of one side, as JSONL has them: spans of characters."""
+    from utils import iob_record
+
+    for n, sides in enumerate(made_up(sentences)):
+        record = iob_record(str(n), str(n), [f"w{i}" for i in range(25)], sides[side])
+        del record["pretokenized"]
+        yield record
+
+
+def bench_eval(args):
+    """The command line, from JSONL; then CPU seconds of the scoring alone, lists in memory."""
+    import warnings
+
+    from utils import write_jsonl
+
+    with tempfile.TemporaryDirectory() as folder:  # before this process is large: a child's peak counts its fork
+        paths = [Path(folder) / "gold.jsonl", Path(folder) / "pred.jsonl"]
+        for side, path in enumerate(paths):
+            write_jsonl(path, made_up_records(args.sentences, side))
+        for resamples in (0, 1000):
+            flags = ("--gold", paths[0], "--pred", paths[1], "--resamples", resamples)
+            runs = [measure(ROOT / "ner_eval.py", *flags) for _ in range(args.runs)]
+            cpu, wall, _ = map(statistics.median, zip(*runs, strict=True))
+            print(f"eval: command line, --resamples {resamples}: {cpu:.2f} CPU s, {wall:.2f} s, {runs[0][2]:.0f} MB")
+
+    from nervaluate import Evaluator
+    from seqeval.metrics import classification_report
+    from seqeval.scheme import IOB2
+
+    warnings.simplefilter("ignore")
+    gold, pred = zip(*made_up(args.sentences), strict=True)
+    gold, pred = list(gold), list(pred)
+    sides = [list(made_up_records(args.sentences, side)) for side in (0, 1)]
+    one = [[joined_record(side)] for side in sides]
+    times = {
+        "ours": lambda: score_records(sides),
+        "ours, as one document": lambda: score_records(one),
+        "seqeval strict": lambda: classification_report(gold, pred, mode="strict", scheme=IOB2),
+        "seqeval default": lambda: classification_report(gold, pred),
+        "nervaluate": lambda: Evaluator(gold, pred, tags=list("ABCDE"), loader="list").evaluate(),
+    }
+    seconds = {name: [] for name in times}
+    gc.disable()  # as the script does
+    for _ in range(args.runs):
+        for name, call in times.items():
+            started = time.process_time()
+            call()
+            seconds[name].append(time.process_time() - started)
+    for name, values in seconds.items():
+        ratio = statistics.median(peer / own for peer, own in zip(values, seconds["ours"], strict=True))
+        print(f"eval: {name} {statistics.median(values):.2f} CPU s, {ratio:.1f} times ours")
+
+
+def joined_record(records):
+    """All records as one: the same sentences in one document."""
+    shift, entities, offsets = 0, [], []
+    for record in records:
+        entities += [e | {"start": e["start"] + shift, "end": e["end"] + shift} for e in record["entities"]]
+        offsets += [[start + shift, end + shift] for start, end in record["offsets"]]
+        shift += len(record["text"]) + 1
+    text = " ".join(record["text"] for record in records)
+    return {"id": "0", "doc_id": "0", "text": text, "entities": entities, "offsets": offsets}
+
+
+def score_records(sides):
+    """Entities, tokens, four SemEval schemes and error classes of records in memory."""
+    import ner_eval as script
+
+    options = script.parse_args(["--gold", "gold", "--pred", "pred", "--resamples", "0"])
+    stored = {"gold": sides[0], "pred": sides[1]}
+    script.read_records = lambda path: iter(stored[path])
+    systems = [script.open_system("pred", "pred", options)]
+    return script.make_report(systems, script.compare(systems, options), options)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="all",
-                        choices=["all", "train", "predict", "convert", "plain_trainer", "floor"])  # fmt: skip
+                        choices=["all", "train", "predict", "convert", "eval", "plain_trainer", "floor"])  # fmt: skip
     parser.add_argument("--limit", type=int, default=1000, help="records (default: %(default)s; 0: all)")
+    parser.add_argument("--sentences", type=int, default=20000, help="for eval (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="alternating runs (default: %(default)s)")
     parser.add_argument("--model", help="a trained model folder, for predict")
     parser.add_argument("--input", help="what to convert (default: real corpora)")
@@ -204,6 +303,8 @@ def main():
         bench_predict(args)
     if args.what in ("all", "convert"):
         bench_convert(args)
+    if args.what in ("all", "eval"):
+        bench_eval(args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The tests as CI runs them: ruff and pytest in .venv. With --all also the long ones, on whole corpora.
+# The report is opened in Chromium; where there is none, and this runs as root on Debian (CI), it is installed first.
 #   bash tests/run.sh [--all] [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +14,11 @@ if ! cat requirements.txt tests/requirements.txt | cmp -s - .venv/installed-test
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
     cp requirements.txt .venv/installed.txt
     cat requirements.txt tests/requirements.txt >.venv/installed-tests.txt
+fi
+if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null
+then
+    { apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null 2>&1 ||
+        echo "chromium could not be installed: the tests that open the report are skipped" >&2
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .

@@ -55,7 +55,7 @@ def test_quickstart_beats_a_dictionary_and_shows_where_things_lie(quickstart, cl
     floor = json.loads(floor.stdout)["systems"]["dictionary.jsonl"]["entity"]["micro"]["f1"]
     assert f1 >= 0.40 and 0.2 < floor < f1
     assert re.search(rf"(?m)^MiniLM +{f1:.4f} ", shown)  # the table
-    for name in ("minilm", "minilm/test.pred.jsonl", "metrics.json"):
+    for name in ("minilm", "minilm/test.pred.jsonl", "metrics.json", "report.html"):
         assert f"out/rare_en/{name}" in shown and (out / name).exists()
 
 
