@@ -616,6 +616,8 @@ def error_scores(counts):
         n, right = classes[name], classes["correct"] + classes[name] * (name != "spurious")
         both = pos + act + n * (name == "missed") - n * (name == "spurious")
         repaired[name] = 2 * right / both if both else UNDEFINED
+    rows = sorted(confusion, key=lambda name: (name == "spurious", name))
+    confusion = {name: dict(sorted(confusion[name].items())) for name in rows}
     return {"classes": classes, "f1_if_repaired": repaired, "confusion": confusion}
 
 
@@ -724,7 +726,7 @@ def document_counts(runs, documents):
     """(documents, types, 3) floats, tp, fp and fn; of several runs the mean."""
     import numpy as np
 
-    names = {name: i for i, name in enumerate(dict.fromkeys(name for system in runs for name in system.types))}
+    names = {name: i for i, name in enumerate(sorted({name for system in runs for name in system.types}))}
     table = np.zeros((documents, max(1, len(names)), 3))
     for system in runs:
         document, type_, kind = np.frombuffer(system.rows, np.int64).reshape(-1, 3).T
@@ -960,8 +962,8 @@ def render(report, args):
             blocks.append(f"{name}: token accuracy, O included: {token['accuracy']:.4f}")
         if "semeval" in scores:
             blocks.append(aligned(f"{name}: SemEval-2013", scores["semeval"], markdown))
-        for facet, groups in scores.get("by", {}).items():
-            blocks.append(aligned(f"{name}: by {facet}", in_order(groups), markdown))
+        for facet in (facet for facet in args.facets if facet in args.by):  # the others are of the HTML report
+            blocks.append(aligned(f"{name}: by {facet}", in_order(scores["by"][facet]), markdown))
         if errors:
             repaired = errors["f1_if_repaired"]
             classes = {
@@ -977,7 +979,7 @@ def render(report, args):
             blocks.append(
                 aligned(f"{name}: answers", {key: {"": value} for key, value in scores["generation"].items()})
             )
-        zeros += [f"{name} {zero}" for zero in scores["undefined"] if not re.match(r"semeval.*\.types\.", zero)]
+        zeros += [f"{name} {zero}" for zero in scores["undefined"] if not re.match(r"semeval.*\.types\.|by\.", zero)]
     blocks += [f"undefined, shown as 0.0000: {', '.join(zeros)}"] if zeros else []
     blocks += [f"p: {report['tests'][0]['against']} is as good, micro F1, Holm"] if report["tests"] else []
     return "\n\n".join([aligned("system", comparison(report), markdown), *blocks, f"signature: {report['signature']}"])

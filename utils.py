@@ -44,9 +44,13 @@ def run(main):
     for stream in (sys.stdout, sys.stderr):  # a Windows console that lacks a letter must not end the run
         stream.reconfigure(errors="backslashreplace")
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()
+        return code
     except DataError as error:
         log(f"error: {error}")
+    except BrokenPipeError:  # `| head`: nobody reads on, which is no error to speak of
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         log(f"error: {error.filename or 'I/O'}: {error.strerror or error}")
     except KeyboardInterrupt:
