@@ -15,8 +15,7 @@ is an error.
     python brat2iob.py --input data/rare_en --output_dir out/rare_en
     python ner_eval.py --gold out/rare_en/test.jsonl --pred out/rare_en/test.jsonl out/rare_en/test.iob --names all flat
     python ner_eval.py --gold out/rare_en/test.iob --pred out/rare_en/test.iob --scheme lenient --format json
-    python ner_eval.py --gold out/rare_en/test.jsonl --pred out/rare_en/test.iob --html out/report.html --by length seen
-        --train_file out/rare_en/train.jsonl
+    python ner_eval.py --gold out/rare_en/test.jsonl --pred out/rare_en/test.iob --by length --html out/report.html
 
 Reads   JSONL records (id, text, entities; characters, end exclusive) or IOB, also .gz. Records join by id, or by
         position where one side is IOB. One --pred file without --gold: token, gold tag, predicted tag in columns.

@@ -195,7 +195,8 @@ def check_entity(entity, text):
         raise ValueError(f"entity {start}-{end}: not a span of the text ({len(text)} characters)")
     if not isinstance(type_, str) or not type_:
         raise ValueError(f"entity {start}-{end}: the type must be a non-empty string")
-    stands = text[start:end] if len(entity) < 5 and "fragments" not in entity else check_more(entity, text)
+    plain = len(entity) == 3 + ("text" in entity)
+    stands = text[start:end] if plain else check_more(entity, text)
     if entity.setdefault("text", stands) != stands:
         raise ValueError(f'entity {start}-{end}: its "text" is not what stands there; count offsets in Unicode '
                          "characters")  # fmt: skip
