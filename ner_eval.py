@@ -48,7 +48,7 @@ from collections import Counter, defaultdict
 from contextlib import nullcontext
 from heapq import heappop, heappush
 from importlib.util import find_spec
-from itertools import chain, product
+from itertools import chain, pairwise, product
 from math import fsum
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -62,9 +62,11 @@ from utils import (
     is_iob,
     log,
     read_iob,
+    read_lines,
     read_records,
     read_type_map,
     run,
+    sha256,
     span_text,
     split_tag,
     tag_spans,
@@ -87,6 +89,8 @@ SCHEMES = {
     "type": ("type", lambda span, type_: type_, "INC"),
 }
 LEVELS = ("entity", "entity_other_scheme", "semeval", "token", "generation", "errors")
+PARSED = ("ok", "salvaged", "truncated")  # statuses of answers that gave what could be read of them
+MISSED, SPURIOUS = "(missed)", "(spurious)"  # the margins of the confusion matrix
 CLASSES = ("correct", "type", "boundary", "type_boundary", "missed", "spurious")
 LENGTHS = ((1, "1 word"), (2, "2 words"), (3, "3 words"), (5, "4-5 words"), (10, "6-10 words"), (1 << 60, "11+ words"))
 AROUND = 40  # characters of context on each side in --errors
@@ -125,14 +129,19 @@ class Side(NamedTuple):
 NOTHING = Side(frozenset(), frozenset(), [])
 
 
-def entity_span(entity, text):
-    """The span of an entity. Fragments with only white space between them are one, as in brat2iob.py."""
-    parts = []
-    for start, end in entity.get("fragments") or ():
-        if parts and not text[parts[-1][1] : start].strip():
-            start = parts.pop()[0]
-        parts.append((start, end))
-    return (entity["start"], entity["end"], entity["type"], *([tuple(parts)] if len(parts) > 1 else ()))
+def entity_span(entity, text, trim=False):
+    """The span of an entity. Fragments with only white space between them are one, as in brat2iob.py.
+
+    `trim`: without white space at its ends, which IOB can't hold.
+    """
+    parts, start, end = [], entity["start"], entity["end"]
+    for first, last in entity.get("fragments") or ():
+        if parts and not text[parts[-1][1] : first].strip():
+            first = parts.pop()[0]
+        parts.append((first, last))
+    if trim and text[start:end].strip():
+        start, end = end - len(text[start:end].lstrip()), start + len(text[start:end].rstrip())
+    return (start, end, entity["type"], *([tuple(parts)] if len(parts) > 1 else ()))
 
 
 def project_spans(spans, source, target):
@@ -144,7 +153,8 @@ def project_spans(spans, source, target):
         first, last = bisect_left(places, start), bisect_left(places, end)
         return there[first], there[last - 1] + 1 if last > first else there[first]
 
-    return [(*move(*s[:2]), s[2], *(tuple(move(*part) for part in parts) for parts in s[3:])) for s in spans]
+    moved = [(*move(*s[:2]), s[2], *(tuple(move(*part) for part in parts) for parts in s[3:])) for s in spans]
+    return [span for span in moved if span[0] < span[1]]  # nothing is left of white space alone
 
 
 def is_flat(spans):
@@ -172,19 +182,24 @@ def new_type(type_, args):
     return type_ if type_ and (not args.types or type_ in args.types) else None
 
 
-def read_side(record, gold, iob, as_written, args, truth=None):
-    """The Side of a record (gold itself, or a prediction for it). `as_written`: its tags are scored as they stand."""
+def read_side(record, gold, iob, pair, args, truth=None):
+    """The Side of a record: gold itself, or a prediction for it, which has gold's Side as `truth`.
+
+    `iob`: whether it is from IOB; `pair`: how many of the two are. Of two, tags are scored as they are written; with
+    one, white space at the ends of spans is left out, as IOB has none.
+    """
+    text = record["text"]
     lenient = strict = [
-        entity_span(entity, record["text"])
-        if "fragments" in entity
+        entity_span(entity, text, pair == 1)
+        if pair == 1 or "fragments" in entity
         else (entity["start"], entity["end"], entity["type"])
         for entity in record["entities"]
     ]
     if iob:
         edges = record["offsets"]
         strict = [(edges[a][0], edges[b - 1][1], type_) for a, b, type_ in tag_spans(record["tags"], strict=True)]
-    if record["text"] != gold["text"]:
-        lenient, strict = (project_spans(spans, record["text"], gold["text"]) for spans in (lenient, strict))
+    if text != gold["text"]:
+        lenient, strict = (project_spans(spans, text, gold["text"]) for spans in (lenient, strict))
     tags, read = record.get("tags"), len(strict if args.scheme == "strict" else lenient)
     if args.types or args.type_map:
         lenient, strict = (
@@ -197,7 +212,7 @@ def read_side(record, gold, iob, as_written, args, truth=None):
     all_ = unique if spans is lenient else frozenset(lenient)
     if "token" not in args.levels:
         tags = []
-    elif not as_written:
+    elif pair < 2:
         tags = truth.tags if truth and all_ == truth.spans == truth.other else project_tags(all_, gold)
     return Side(unique, frozenset(other) if iob else unique, tags, len(spans) - len(unique), read - len(spans))
 
@@ -213,8 +228,19 @@ def check_match(pred, gold, system, args):
     else:
         same, problem = pred["text"] == gold["text"], ("its text is not that of", "evaluate the file you predicted")
     if not same:
-        where = f"{system.path}: record {pred['id']!r}"
-        raise DataError(f"{where}: {problem[0]} record {gold['id']!r} in {args.gold}; {problem[1]}")
+        where = f"{place(system.path, pred)}: record {pred['id']!r}"
+        raise DataError(f"{where}: {problem[0]} record {gold['id']!r} in {place(args.gold, gold)}; {problem[1]}")
+
+
+def place(path, record):
+    """FILE:LINE of a record, found by reading the file again, which only errors do."""
+    lines = ((number, line) for number, line in read_lines(path))
+    if not is_iob(path):
+        return f"{path}:{next(n for n, line in lines if line.strip() and json.loads(line)['id'] == record['id'])}"
+    empty = ((n, not line.strip() or line.startswith(("-DOCSTART-", "###MEDLINE:"))) for n, line in lines)
+    starts = (b[0] for a, b in pairwise(chain([(0, True)], empty)) if a[1] and not b[1])
+    units = zip(starts, read_iob(path, warn=len), strict=True)
+    return f"{path}:{next(number for number, unit in units if unit['id'] == record['id'])}"
 
 
 def find_prediction(system, gold, args):
@@ -232,7 +258,8 @@ def find_prediction(system, gold, args):
         pred = next(system.stream, None)
     if not (pred or args.allow_missing):
         remedy = "predict it, or count it as nothing predicted with --allow_missing"
-        raise DataError(f"{system.path}: no prediction for record {gold['id']!r} of {args.gold}; {remedy}")
+        where = place(args.gold, gold)
+        raise DataError(f"{system.path}: no prediction for record {gold['id']!r} of {where}; {remedy}")
     system.counts["input"]["missing"] += not pred
     return pred
 
@@ -240,9 +267,9 @@ def find_prediction(system, gold, args):
 def read_guess(pred, gold, system, truth, args):
     """The Side of a prediction, checked to be one of gold's text."""
     check_match(pred, gold, system, args)
-    guess = read_side(pred, gold, system.iob, system.iob and args.gold_iob, args, truth)
+    guess = read_side(pred, gold, system.iob, system.iob + args.gold_iob, args, truth)
     if "answer" in pred or "status" in pred:
-        count_answer(system.counts["generation"], pred, truth, guess)
+        count_answer(system.counts, pred, truth, guess, args)
     return guess
 
 
@@ -255,7 +282,7 @@ def open_system(name, path, args):
         try:
             with open(f"{path}.run.json", encoding="utf-8") as file:
                 info = json.load(file)
-        except ValueError:
+        except (ValueError, RecursionError):
             log(f"warning: {path}.run.json: not JSON; without it there are no seconds and no cost")
     info = info if isinstance(info, dict) and info.get("script") != "brat2iob.py" else {}  # not of a conversion
     return System(name, path, iob, stream, {}, defaultdict(Counter), array("q"), {}, info)
@@ -275,14 +302,13 @@ def compare(systems, args, errors=None, kept=None):
     `errors`: a file that gets a JSON line per error; `kept`: a list that gets what the report shows of each record.
     Memory: one record of each file, the ids, and the predictions that stand before their turn.
     """
-    facts, documents, seen = Counter(), {}, seen_mentions(args.train_file) if args.train_file else {}
+    facts, documents, seen = Counter(), {}, seen_mentions(args) if args.train_file else {}
     for gold in gold_records(args):
         document, truths, pairs = documents.setdefault(gold["doc_id"], len(documents)), {}, []
         for system in systems:
-            as_written = system.iob and args.gold_iob
-            if as_written not in truths:
-                truths[as_written] = read_side(gold, gold, args.gold_iob, as_written, args)
-            truth = truths[as_written]
+            if system.iob not in truths:
+                truths[system.iob] = read_side(gold, gold, args.gold_iob, system.iob + args.gold_iob, args)
+            truth = truths[system.iob]
             pred = find_prediction(system, gold, args)
             guess = (
                 read_guess(pred, gold, system, truth, args) if pred else NOTHING._replace(tags=["O"] * len(truth.tags))
@@ -295,19 +321,32 @@ def compare(systems, args, errors=None, kept=None):
                 write_errors(errors, system, gold, pairs[-1])
         if kept is not None:
             kept.append([gold["id"], gold["doc_id"], gold["text"], pairs])
-        facts["strangers"] += len(truth.other) - len(truth.spans)
+        facts["strangers"] += len(truth.other) - len(truth.spans) if args.scheme == "strict" else 0
         facts["records"] += 1
         facts["entities"] += len(truth.spans)
         facts["duplicates"] += truth.copies
         facts["filtered"] += truth.filtered
+    check_ends(systems, facts, args)
+    return facts | Counter(documents=len(documents))
+
+
+def check_ends(systems, facts, args):
+    """Refuse predictions that gold has no record for; say where tags are no strict IOB2, and which type nobody has."""
     for system in systems:
         for record in chain(system.waiting.values(), system.stream):
-            where = f"{system.path}: record {record['id']!r}"
+            where = f"{place(system.path, record)}: record {record['id']!r}"
             raise DataError(f"{where} is not in {args.gold}; evaluate the split you predicted")
-    if facts["strangers"] > 0:
-        remedy = "convert it with brat2iob.py, or use --scheme lenient"
-        log(f"warning: {args.gold}: {facts['strangers']:,} entities are none in strict IOB2 (IOB1, IOBES?); {remedy}")
-    return facts | Counter(documents=len(documents))
+    for system in systems if args.level == "generation" else ():
+        if not system.counts["generation"]:
+            raise DataError(f"{system.path}: holds no answers of an LLM; leave out --level generation")
+    sides = [(system.path, system.counts["input"]["strangers"]) for system in systems]
+    for path, strangers in [(args.gold, facts["strangers"]), *sides]:
+        if strangers > 0:
+            remedy = "convert it with brat2iob.py, or use --scheme lenient"
+            log(f"warning: {path}: {strangers:,} entities are none in strict IOB2 (IOB1, IOBES?); {remedy}")
+    known = {type_ for system in systems for pair in system.counts["entity"] for type_ in pair}
+    for type_ in sorted(set(args.types or ()) - known) if "entity" in args.levels else ():
+        log(f"warning: --types: neither gold nor a prediction has {type_!r}; check how it is written")
 
 
 # ---------------------------------------------------------------------------- counting
@@ -323,10 +362,10 @@ def count(system, gold, pred, document, args):
     read["duplicates"] += pred.copies
     read["predicted"] += len(pred.spans)
     read["filtered"] += pred.filtered
-    if "entity" in args.levels:
-        count_pairs(counts["entity"], gold.spans, pred.spans)
-        if system.iob or args.gold_iob:
-            count_pairs(counts["entity_other_scheme"], gold.other, pred.other)
+    count_pairs(counts["entity"], gold.spans, pred.spans)
+    if system.iob or args.gold_iob:
+        count_pairs(counts["entity_other_scheme"], gold.other, pred.other)
+        read["strangers"] += len(pred.other) - len(pred.spans) if args.scheme == "strict" else 0
     if args.rules:
         count_alignments(counts, gold.spans, pred.spans, args.rules)
     if "token" in args.levels:
@@ -351,12 +390,13 @@ def mention(span, record):
     return span_text(record["text"], span[3] if span[3:] else [span[:2]]).split()
 
 
-def seen_mentions(path):
-    """{mention in lower case: its types} of a training file."""
+def seen_mentions(args):
+    """{mention of the training file, in lower case and without white space: its types}."""
     seen = defaultdict(set)
-    for record in read_records(path):
+    for record in read_records(args.train_file):
         for entity in record["entities"]:
-            seen[" ".join(span_text(record["text"], fragments(entity)).split()).casefold()].add(entity["type"])
+            words = span_text(record["text"], fragments(entity)).split()
+            seen["".join(words).casefold()].add(new_type(entity["type"], args))
     return seen
 
 
@@ -366,7 +406,7 @@ def by_length(span, record, seen):
 
 
 def by_seen(span, record, seen):
-    types = seen.get(" ".join(mention(span, record)).casefold())
+    types = seen.get("".join(mention(span, record)).casefold())
     return "unseen" if not types else "seen" if span[2] in types else "seen with other type"
 
 
@@ -389,21 +429,28 @@ def count_alignments(counts, gold, pred, rules):
 
     Pairs on which all alignments agree go to "any", others to each rule's own; SCHEMES and `error_class` grade keys.
     """
-    agreed = counts["any"]
-    for spans in components(gold | pred) if gold != pred else zip(gold):
-        if len(spans) == 1:
-            [span], ours, theirs = spans, spans[0] in gold, spans[0] in pred
-            agreed[ours and theirs, span[2] if ours else None, span[2] if theirs else None] += 1
-            continue
+    if gold == pred:
+        for span in gold:
+            counts["any"][True, span[2], span[2]] += 1
+        return
+    for rule, pairs in alignments(gold, pred, rules):
+        for pair in pairs:
+            counts[rule][pair_key(*pair)] += 1
+
+
+def alignments(gold, pred, rules):
+    """Yield (rule, its (gold span or None, predicted span or None)) by component; rule "any" where all agree."""
+    for spans in components(gold | pred):
         golds, preds = [span for span in spans if span in gold], [span for span in spans if span in pred]
         if golds == preds:
-            agreed.update([(True, span[2], span[2]) for span in golds])
+            yield "any", zip(golds, preds, strict=True)
+        elif not golds or not preds:
+            yield "any", [(span, None) for span in golds] + [(None, span) for span in preds]
         elif len(golds) == len(preds) == 1 and overlap(golds[0], preds[0]):
-            agreed[same_span(golds[0], preds[0]), golds[0][2], preds[0][2]] += 1
+            yield "any", [(golds[0], preds[0])]
         else:
             edges = overlapping(golds, preds)
-            for name in rules:
-                counts[name].update(map(pair_key, *zip(*align(golds, preds, edges, name), strict=True)))
+            yield from ((rule, align(golds, preds, edges, rule)) for rule in rules)
 
 
 def pair_key(gold, pred):
@@ -607,7 +654,7 @@ def error_scores(counts):
     classes, confusion = dict.fromkeys(CLASSES, 0), defaultdict(Counter)
     for key, n in (counts["any"] + counts["errors"]).items():
         classes[error_class(*key)] += n
-        confusion[key[1] or "spurious"][key[2] or "missed"] += n
+        confusion[key[1] or SPURIOUS][key[2] or MISSED] += n
     pos = sum(n for name, n in classes.items() if name != "spurious")
     act = sum(n for name, n in classes.items() if name != "missed")
     repaired = {}
@@ -615,8 +662,9 @@ def error_scores(counts):
         n, right = classes[name], classes["correct"] + classes[name] * (name != "spurious")
         both = pos + act + n * (name == "missed") - n * (name == "spurious")
         repaired[name] = 2 * right / both if both else UNDEFINED
-    rows = sorted(confusion, key=lambda name: (name == "spurious", name))
-    confusion = {name: dict(sorted(confusion[name].items())) for name in rows}
+    margins = (SPURIOUS, MISSED)
+    rows = {name: sorted(row.items(), key=lambda cell: (cell[0] in margins, cell)) for name, row in confusion.items()}
+    confusion = {name: dict(row) for name, row in sorted(rows.items(), key=lambda row: (row[0] in margins, row[0]))}
     return {"classes": classes, "f1_if_repaired": repaired, "confusion": confusion}
 
 
@@ -625,13 +673,12 @@ def error_pairs(gold, pred):
 
     Flags: "split", a gold span that several predictions overlap; "merge", a prediction that overlaps several of gold.
     """
-    for spans in components(gold | pred):
-        golds, preds = [span for span in spans if span in gold], [span for span in spans if span in pred]
-        edges = overlapping(golds, preds)
-        degrees = Counter((side, edge[side]) for edge in edges for side in (0, 1))
-        for one, other in align(golds, preds, edges, "errors"):
-            flags = ["split"] * bool(one and degrees[0, golds.index(one)] > 1)
-            flags += ["merge"] * bool(other and degrees[1, preds.index(other)] > 1)
+    golds, preds = sorted(gold), sorted(pred)
+    edges = overlapping(golds, preds)
+    split, merge = Counter(golds[i] for i, _, _ in edges), Counter(preds[j] for _, j, _ in edges)
+    for _, pairs in alignments(gold, pred, ["errors"]):
+        for one, other in pairs:
+            flags = ["split"] * (split[one] > 1) + ["merge"] * (merge[other] > 1)
             yield error_class(*pair_key(one, other)), one, other, flags
 
 
@@ -641,7 +688,13 @@ def write_errors(out, system, gold, pairs):
     for kind, *spans, flags in pairs if out else ():
         if kind == "correct":
             continue
-        line = {"system": system.name, "file": system.path, "id": gold["id"], "doc_id": gold["doc_id"], "class": kind}
+        line = {
+            "system": system.name,
+            "file": plain(system.path),
+            "id": gold["id"],
+            "doc_id": gold["doc_id"],
+            "class": kind,
+        }
         for side, span in zip(("gold", "pred"), spans, strict=True):
             parts = span and (span[3] if span[3:] else [span[:2]])
             line[side] = span and {"start": span[0], "end": span[1], "type": span[2], "text": span_text(text, parts)}
@@ -658,79 +711,82 @@ def write_errors(out, system, gold, pairs):
 # ---------------------------------------------------------------------------- answers of LLMs
 
 
-def count_answer(counts, pred, gold, guess):
+def count_answer(counts, pred, gold, guess, args):
     """Count how an LLM's answer to a record could be read, and what in it could not be placed.
 
-    An item is a mention that the answer names: one of `entities`, or of `dropped`, with the reason.
+    An item is a mention that the answer names: one of `entities`, or of `dropped`, with the reason. Of types that
+    --types and --map_types leave out, no item is counted.
     """
-    status, dropped = pred.get("status", "ok"), pred.get("dropped", [])
-    if status == "empty" and not gold.spans:
+    status, found, parsed = pred.get("status", "ok"), counts["generation"], counts["parsed"]
+    if status == "empty" and not gold.spans and not gold.filtered:
         status = "ok"  # nothing to say, and nothing said
-    reasons = Counter(item.get("reason") for item in dropped)
-    invented, items = reasons["not_in_text"] + reasons["leaked"], len(pred["entities"]) + len(dropped)
-    counts.update({"records": 1, status: 1, "items": items, "invented": invented, "dropped": len(dropped), **reasons})
-    counts["complies"] += status == "ok" and not reasons["unknown_type"]
-    if items:
-        counts["with items"] += 1
-        counts["share"] += invented / items
-    right = len(gold.spans & guess.spans)
-    counts.update({"tp": right, "act": len(guess.spans), "pos": len(gold.spans)})
-    if status in ("ok", "salvaged"):
-        counts.update({"parsed tp": right, "parsed act": len(guess.spans), "parsed pos": len(gold.spans)})
+    dropped = pred.get("dropped", [])
+    found["complies"] += status == "ok" and all(item["reason"] != "unknown_type" for item in dropped)
+    reasons = Counter(item["reason"] for item in dropped if new_type(item["type"], args))
+    invented, items = reasons["not_in_text"] + reasons["leaked"], len(guess.spans) + guess.copies + reasons.total()
+    found.update({"records": 1, "items": items, "invented": invented, "with items": bool(items)})
+    found["share"] += invented / items if items else 0
+    counts["status"][status] += 1
+    counts["dropped"].update(reasons)
+    if status in PARSED:
+        parsed.update({"right": len(gold.spans & guess.spans), "gold": len(gold.spans), "pred": len(guess.spans)})
     answer = pred.get("answer") or ""
-    for start, end, mention in own_offsets(answer if isinstance(answer, str) else "\n".join(map(str, answer))):
-        counts["offsets"] += 1
-        counts["right offsets"] += pred["text"][max(0, start) : max(0, end)] == mention
+    for start, end, named in own_offsets(answer if isinstance(answer, str) else "\n".join(answer)):
+        found["offsets"] += 1
+        found["right offsets"] += 0 <= start < end and pred["text"][start:end] == named
 
 
 def own_offsets(answer):
     """The distinct (start, end, mention) that an answer in the format `spans` gives itself."""
-    found = set()
-    for item in re.findall(r"\{[^{}]*\}", answer):
+    found, at, decoder = set(), answer.find("{"), json.JSONDecoder()
+    while at >= 0:
         try:
-            item = json.loads(item)
-        except ValueError:
-            continue  # counted by its status, and not as an offset
+            item, end = decoder.raw_decode(answer, at)
+        except (ValueError, RecursionError):
+            item, end = {}, at + 1  # cut, or no JSON: its status tells
         if type(item.get("start")) is type(item.get("end")) is int and isinstance(item.get("text"), str):
             found.add((item["start"], item["end"], item["text"]))
+        else:
+            end = at + 1  # what holds the items
+        at = answer.find("{", end)
     return found
 
 
 def generation_scores(counts):
     """Rates of how answers could be read. As they are: status `ok`; after repair: `salvaged` and `truncated`, too."""
-    n = counts["records"]
+    found, status, dropped, entity = (counts[name] for name in ("generation", "status", "dropped", "entity"))
+    n, items = found["records"], found["items"]
 
     def rate(part, whole=n):
         return part / whole if whole else UNDEFINED
 
-    scores = {"records": n, "parse_rate": rate(counts["ok"]),
-              "parse_rate_repaired": rate(counts["ok"] + counts["salvaged"] + counts["truncated"]),
-              "compliance_rate": rate(counts["complies"])}  # fmt: skip
-    scores |= {f"{name}_rate": rate(counts[name]) for name in ("truncated", "empty", "refused", "failed")}
-    items = counts["items"]
-    scores |= {"items": items, "hallucination_rate": rate(counts["invented"], items),
-               "hallucination_rate_macro": rate(counts["share"], counts["with items"])}  # fmt: skip
-    scores |= {f"{name}_rate": rate(counts[name], items) for name in ("leaked", "unknown_type", "surplus")}
-    scores |= {"own_offsets": counts["offsets"], "boundary_accuracy": rate(counts["right offsets"], counts["offsets"])}
-    tp, act, pos = counts["tp"], counts["act"], counts["pos"]
-    scores["f1_with_dropped"] = prf(tp, pos, tp, act + counts["dropped"])["f1"]
-    tp, act, pos = counts["parsed tp"], counts["parsed act"], counts["parsed pos"]
-    return scores | {"f1_of_parsed": prf(tp, pos, tp, act)["f1"]}
+    scores = {"records": n, "parse_rate": rate(status["ok"]),
+              "parse_rate_repaired": rate(sum(status[name] for name in PARSED)),
+              "compliance_rate": rate(found["complies"])}  # fmt: skip
+    scores |= {f"{name}_rate": rate(status[name]) for name in ("truncated", "empty", "refused", "failed")}
+    scores |= {"items": items, "hallucination_rate": rate(found["invented"], items),
+               "hallucination_rate_macro": rate(found["share"], found["with items"])}  # fmt: skip
+    scores |= {f"{reason}_rate": rate(dropped[reason], items) for reason in ("leaked", "unknown_type", "surplus")}
+    scores |= {"own_offsets": found["offsets"], "boundary_accuracy": rate(found["right offsets"], found["offsets"])}
+    micro, parsed = averages(entity)["micro"], counts["parsed"]
+    right, wrong = micro["tp"], micro["fp"] + dropped.total()
+    scores["f1_with_dropped"] = prf(right, micro["support"], right, right + wrong)["f1"]
+    return scores | {"f1_of_parsed": prf(parsed["right"], parsed["gold"], parsed["right"], parsed["pred"])["f1"]}
 
 
 # ---------------------------------------------------------------------------- documents resampled
 
 
 def document_counts(runs, documents):
-    """(documents, types, 3) floats, tp, fp and fn; of several runs the mean."""
+    """(runs, documents, types, 3) floats: tp, fp and fn."""
     import numpy as np
 
     names = {name: i for i, name in enumerate(sorted({name for system in runs for name in system.types}))}
-    table = np.zeros((documents, max(1, len(names)), 3))
-    for system in runs:
+    table = np.zeros((len(runs), documents, max(1, len(names)), 3))
+    for counts, system in zip(table, runs, strict=True):
         document, type_, kind = np.frombuffer(system.rows, np.int64).reshape(-1, 3).T
         places = np.array([names[name] for name in system.types], np.int64)
-        np.add.at(table, (document, places[type_], kind), 1 / len(runs))
+        np.add.at(counts, (document, places[type_], kind), 1)
     return table
 
 
@@ -745,32 +801,37 @@ def f1_of(counts):
 def intervals(table, args):
     """95 % percentile intervals, by --resamples bootstraps of documents, of scores recomputed from summed counts.
 
-    The macro F1 of a resample is over the types that it has. Time: resamples x documents x types.
+    Of several runs, the mean of their scores on the same documents. The macro F1 of a resample is over the types that
+    it has. Time: resamples x runs x documents x types.
     """
     import numpy as np
 
-    rng, n, flat = np.random.default_rng(args.seed), len(table), table.reshape(len(table), -1)
+    runs, n, types, _ = table.shape
+    rng, flat = np.random.default_rng(args.seed), table.swapaxes(0, 1).reshape(n, -1)
     draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(args.resamples))
-    totals = np.array([weights.astype(float) @ flat for weights in draws]).reshape(-1, *table.shape[1:])
-    micro, present = totals.sum(1), totals.any(2)
-    figures = {"f1": f1_of(micro), "precision": f1_of(np.stack([micro[:, 0], micro[:, 1], micro[:, 1]], 1)),
-               "recall": f1_of(np.stack([micro[:, 0], micro[:, 2], micro[:, 2]], 1)),
-               "macro_f1": f1_of(totals).sum(1) / np.maximum(1, present.sum(1))}  # fmt: skip
-    bounds = {name: np.percentile(values, (2.5, 97.5)).tolist() for name, values in figures.items()}
+    totals = np.array([weights.astype(float) @ flat for weights in draws]).reshape(-1, runs, types, 3)
+    micro, present = totals.sum(2), np.maximum(1, totals.any(3).sum(2))
+    figures = {"f1": f1_of(micro), "precision": f1_of(micro[..., [0, 1, 1]]), "recall": f1_of(micro[..., [0, 2, 2]]),
+               "macro_f1": f1_of(totals).sum(2) / present}  # fmt: skip
+    bounds = {name: np.percentile(each.mean(1), (2.5, 97.5)).tolist() for name, each in figures.items()}
     return bounds | {"documents": n, "resamples": args.resamples, "seed": args.seed, "degenerate": n < 2}
 
 
 def swap_test(first, other, args):
     """Paired approximate randomization: (difference of micro F1, two-sided p, whether all swaps were tried).
 
-    A swap gives the counts of a document to the other system. Documents with equal counts change nothing.
+    A swap gives the counts of a document to the other system, run by run (to the runs in turn, where one has more).
+    Documents with equal counts change nothing.
     """
     import numpy as np
 
-    ours, theirs = first.sum(1), other.sum(1)
-    apart = (ours - theirs)[(ours != theirs).any(1)]
-    ours, theirs, n = ours.sum(0), theirs.sum(0), len(apart)
-    difference = float(f1_of(theirs) - f1_of(ours))
+    sides = [table.sum(2) for table in (first, other)]  # (runs, documents, 3)
+    turns = [np.resize(side, (len(mine), *side.shape[1:])) for mine, side in zip(sides, sides[::-1], strict=True)]
+    moves = [theirs - mine for mine, theirs in zip(sides, turns, strict=True)]
+    apart = np.any([move.any((0, 2)) for move in moves], 0)
+    moves, totals, n = [move[:, apart] for move in moves], [side.sum(1) for side in sides], int(apart.sum())
+    means = [f1_of(total).mean() for total in totals]
+    difference = float(means[1] - means[0])
     exact = n < 60 and 2**n <= args.resamples + 1
     if exact:
         batches = [np.array(list(product((0.0, 1.0), repeat=n))).reshape(2**n, n)]
@@ -780,8 +841,8 @@ def swap_test(first, other, args):
         batches = (rng.integers(0, 2, (rows, n)).astype(float) for rows in sizes)
     hits = 0
     for swaps in batches:
-        moved = swaps @ apart
-        hits += int((abs(f1_of(theirs + moved) - f1_of(ours - moved)) >= abs(difference) - 1e-12).sum())
+        ours, theirs = (f1_of(total[:, None] + swaps @ move).mean(0) for total, move in zip(totals, moves, strict=True))
+        hits += int((abs(theirs - ours) >= abs(difference) - 1e-12).sum())
     return difference, hits / 2**n if exact else (hits + 1) / (args.resamples + 1), exact
 
 
@@ -811,6 +872,16 @@ def undefined(node, path=""):
     return [path] if node is UNDEFINED else []
 
 
+def number(value):
+    """Whether a value of a sidecar is a finite number, 0 or more."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def plain(text):
+    """Text that UTF-8 can hold: a file name may be none."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def system_scores(system, args):
     """The scores of one prediction file, in the order that metrics.json has."""
     counts, scores, info = system.counts, {}, system.info
@@ -823,21 +894,21 @@ def system_scores(system, args):
     if "token" in args.levels:
         scores["token"] = token_scores(counts["token"])
     if "generation" in args.levels and counts["generation"]:
-        scores["generation"] = generation_scores(counts["generation"])
+        scores["generation"] = generation_scores(counts)
     if "entity" in args.levels:
         scores["errors"] = error_scores(counts)
     if args.facets:
         scores["by"] = {facet: facet_scores(facet, counts[facet]) for facet in args.facets}
-    predicted = info.get("counts", {}).get("records") if isinstance(info.get("counts"), dict) else None
-    known = [name for name in ("seconds", "cost") if predicted and isinstance(info.get(name), (int, float))]
-    if known:
-        scores["per_1000"] = {name: 1000.0 * info[name] / predicted for name in known}
+    predicted = info["counts"].get("records") if isinstance(info.get("counts"), dict) else None
+    for name in ("seconds", "cost") if number(predicted) and predicted else ():
+        if number(info.get(name)):
+            scores[f"{name}_per_1000"] = 1000.0 * info[name] / predicted
     scores["input"] = {key: counts["input"][key] for key in ("missing", "duplicates", "filtered")}
     return scores | {"undefined": undefined(scores)}
 
 
 def over_runs(trees, how=fmean):
-    """One tree of numbers from several; what a run lacks counts as 0."""
+    """One tree of numbers from several; a type or group that a run lacks counts as 0."""
     if not any(isinstance(tree, dict) for tree in trees):
         return how([tree or 0 for tree in trees])
     keys = dict.fromkeys(chain.from_iterable(tree or {} for tree in trees))
@@ -850,12 +921,14 @@ def group_scores(runs, bounds, args):
     scores = trees[0]
     if len(trees) > 1:
         zeros = list(dict.fromkeys(zero for tree in trees for zero in tree.pop("undefined")))
-        spread = {"files": [system.path for system in runs]}
+        spread = {"files": [plain(system.path) for system in runs]}
         if "entity" in args.levels:
             spread |= {"f1": [tree["entity"]["micro"]["f1"] for tree in trees]}
             means = ("micro", "macro")
             spread["sd"] = {mean: over_runs([tree["entity"][mean] for tree in trees], stdev) for mean in means}
-        scores = over_runs(trees) | {"runs": spread, "undefined": zeros}
+        sections = dict.fromkeys(chain.from_iterable(trees))  # answers, or seconds, that not all have: of those that do
+        scores = {name: over_runs([tree[name] for tree in trees if name in tree]) for name in sections}
+        scores |= {"runs": spread, "undefined": zeros}
     first = {level: scores[level] for level in LEVELS if level in scores}
     return first | ({"intervals": bounds} if bounds else {}) | scores
 
@@ -867,7 +940,9 @@ def signature(systems, facts, args):
     unit = "character" if False in kinds else "token"
     counts = "|".join(f"{key}:{facts[key]}" for key in ("records", "documents", "entities"))
     types = f"|types:{'+'.join(sorted(args.types))}" if args.types else ""
-    types += f"|map:{os.path.basename(args.map_types)}" if args.map_types else ""
+    if args.map_types:
+        digest = sha256(args.map_types.removesuffix(":group"))[:8]
+        types += f"|map:{plain(os.path.basename(args.map_types))}:{digest}"
     return f"scheme:{scheme}|unit:{unit}|macro:gold+pred{types}|{counts}|version:{VERSION}"
 
 
@@ -887,31 +962,13 @@ def make_report(systems, facts, args):
     report["systems"] = {name: group_scores(runs, bounds.get(name), args) for name, runs in groups.items()}
     report["tests"] = tests
     options = ("level", "scheme", "by", "train_file", "types", "map_types", "allow_missing", "resamples", "seed")
-    return report | {"options": {name: getattr(args, name) for name in options}}
-
-
-def figure(value):
-    """A figure as text: floats with 4 decimals."""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def aligned(title, rows, markdown=False):
-    """A table of {row name: {column: figure}} as text: floats with 4 decimals, "-" for what a row has not."""
-    columns = dict.fromkeys(column for row in rows.values() for column in row if not isinstance(row[column], dict))
-    cells = [[title, *({"precision": "P", "recall": "R", "f1": "F1"}.get(column, column) for column in columns)]]
-    for name, row in rows.items():
-        values = [row.get(column, "-") for column in columns]
-        cells.append([name, *map(figure, values)])
-    if markdown:
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], ["---", *["--:"] * len(columns)], *cells[1:]])
-    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
-    return "\n".join("  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in cells)
+    options = {name: getattr(args, name) for name in options}
+    return report | {"options": {name: plain(v) if isinstance(v, str) else v for name, v in options.items()}}
 
 
 def comparison_row(name, scores, report):
     """What the comparison table shows of one system, by column."""
-    row, options = {}, report["options"]
+    row = {}
     if "entity" in scores:
         micro, macro = scores["entity"]["micro"], scores["entity"]["macro"]
         row = {"F1": micro["f1"]}
@@ -921,7 +978,7 @@ def comparison_row(name, scores, report):
             row |= {"sd": scores["runs"]["sd"]["micro"]["f1"], "runs": len(scores["runs"]["files"])}
         row |= {"P": micro["precision"], "R": micro["recall"], "macro F1": macro["f1"]}
         if "entity_other_scheme" in scores:
-            other = "lenient" if options["scheme"] == "strict" else "strict"
+            other = "lenient" if report["options"]["scheme"] == "strict" else "strict"
             row[f"{other} F1"] = scores["entity_other_scheme"]["micro"]["f1"]
     row |= {f"SE-{scheme}": part["f1"] for scheme, part in scores.get("semeval", {}).items()}
     if "token" in scores:
@@ -930,77 +987,110 @@ def comparison_row(name, scores, report):
         part = scores["generation"]
         row |= {"F1+dropped": part["f1_with_dropped"], "parsed": part["parse_rate_repaired"],
                 "halluc.": part["hallucination_rate"]}  # fmt: skip
-    row |= {{"seconds": "s/1k", "cost": "$/1k"}[key]: value for key, value in scores.get("per_1000", {}).items()}
-    for test in report["tests"]:
-        if test["system"] == name:
-            row["p"] = f"{test['p_holm']:.4f}{'*' if test['p_holm'] < 0.05 else ''}"
-    return row
+    row |= {short: scores[f"{key}_per_1000"] for key, short in (("seconds", "s/1k"), ("cost", "$/1k"))
+            if f"{key}_per_1000" in scores}  # fmt: skip
+    p = next((test["p_holm"] for test in report["tests"] if test["system"] == name), None)
+    return row | ({} if p is None else {"p": f"{p:.4f}{'*' if p < 0.05 else ''}"})
 
 
 def comparison(report):
-    """{system: {column: figure}}; the fullest row has the columns first."""
-    rows = {name: comparison_row(name, scores, report) for name, scores in report["systems"].items()}
-    columns = dict.fromkeys(column for row in sorted(rows.values(), key=len, reverse=True) for column in row)
-    return {name: {column: row.get(column, "-") for column in columns} for name, row in rows.items()}
+    """The rows of the comparison, (system, {column: figure}); the fullest one has the columns first."""
+    rows = [(name, comparison_row(name, scores, report)) for name, scores in report["systems"].items()]
+    columns = dict.fromkeys(column for _, row in sorted(rows, key=lambda row: -len(row[1])) for column in row)
+    return [(name, {column: row.get(column, "-") for column in columns}) for name, row in rows]
 
 
-def render(report, args):
-    """The report as text or Markdown: the comparison, each system's tables, what is undefined, the signature."""
-    blocks, zeros, markdown = [], [], args.format == "markdown"
-    for name, scores in report["systems"].items():
-        token, errors = scores.get("token", {}), scores.get("errors")
-        other = "lenient" if args.scheme == "strict" else "strict"
-        parts = {"entity": scores.get("entity"), f"entity, {other}": scores.get("entity_other_scheme"),
-                 "token": token.get("by_type"), "token, by tag": args.level == "token" and token["by_tag"]}  # fmt: skip
-        for title, part in parts.items():
-            if part:
-                each = part.get("types") or part.get("tags") or {}
-                means = {mean: part[mean] for mean in ("micro", "macro", "weighted")}
-                blocks.append(aligned(f"{name}: {title}", in_order(each | means), markdown))
-        if token:
-            blocks.append(f"{name}: token accuracy, O included: {token['accuracy']:.4f}")
-        if "semeval" in scores:
-            blocks.append(aligned(f"{name}: SemEval-2013", scores["semeval"], markdown))
-        for facet in (facet for facet in args.facets if facet in args.by):  # the others are of the HTML report
-            blocks.append(aligned(f"{name}: by {facet}", in_order(scores["by"][facet]), markdown))
-        if errors:
-            repaired = errors["f1_if_repaired"]
-            classes = {
-                kind: {"n": n, "F1 if repaired": repaired.get(kind, "-")} for kind, n in errors["classes"].items()
-            }
-            columns = [*sorted(set(chain.from_iterable(errors["confusion"].values())) - {"missed"}), "missed"]
-            confusion = {
-                true: {guess: row.get(guess, 0) for guess in columns} for true, row in errors["confusion"].items()
-            }
-            blocks.append(aligned(f"{name}: errors", classes, markdown))
-            blocks.append(aligned(f"{name}: gold \\ predicted", confusion, markdown))
-        if "generation" in scores:
-            blocks.append(
-                aligned(f"{name}: answers", {key: {"": value} for key, value in scores["generation"].items()})
-            )
-        zeros += [f"{name} {zero}" for zero in scores["undefined"] if not re.match(r"semeval.*\.types\.|by\.", zero)]
-    blocks += [f"undefined, shown as 0.0000: {', '.join(zeros)}"] if zeros else []
-    blocks += [f"p: {report['tests'][0]['against']} is as good, micro F1, Holm"] if report["tests"] else []
-    return "\n\n".join([aligned("system", comparison(report), markdown), *blocks, f"signature: {report['signature']}"])
+def tables(scores, args):
+    """Yield (title, [(row name, {column: figure})]) for all that is printed of one system."""
+    other, means = "lenient" if args.scheme == "strict" else "strict", ("micro", "macro", "weighted")
+    token = scores.get("token", {})
+    parts = {"entity": scores.get("entity"), f"entity, {other}": scores.get("entity_other_scheme"),
+             "token": token.get("by_type")}  # fmt: skip
+    if args.level == "token":
+        parts["token, by tag"] = token["by_tag"]
+    for title, part in parts.items():
+        if part:
+            each = {**part.get("types", {}), **part.get("tags", {})} if "type" in args.by else {}
+            yield title, in_order([*each.items(), *((mean, part[mean]) for mean in means)])
+    if token:
+        yield "tokens, O included", [("accuracy", {"": token["accuracy"]})]
+    if "semeval" in scores:
+        yield "SemEval-2013", scores["semeval"].items()
+    for facet in (facet for facet in args.facets if facet in args.by):  # the others are of the HTML report
+        yield f"by {facet}", in_order(scores["by"][facet].items())
+    if "errors" in scores:
+        classes, repaired, confusion = scores["errors"].values()
+        yield "errors", [(kind, {"n": n, "F1 if repaired": repaired.get(kind, "-")}) for kind, n in classes.items()]
+        columns = [*sorted({column for row in confusion.values() for column in row} - {MISSED}), MISSED]
+        yield (
+            "gold, predicted as",
+            [(true, {column: row.get(column, 0) for column in columns}) for true, row in confusion.items()],
+        )
+    if "generation" in scores:
+        yield "answers", [(rate, {"": value}) for rate, value in scores["generation"].items()]
 
 
 def in_order(rows):
     """Rows with the columns in the order in which people read them."""
     columns = ("precision", "recall", "f1", "tp", "fp", "fn", "support")
-    return {name: {column: row[column] for column in columns if column in row} for name, row in rows.items()}
+    return [(name, {column: row[column] for column in columns if column in row}) for name, row in rows]
+
+
+def figure(value):
+    """A cell as text: floats with 4 decimals, nothing that a terminal would obey."""
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def aligned(title, rows, markdown=False):
+    """A table of (row name, {column: figure}) as text; "-" for what a row has not."""
+    rows = list(rows)
+    columns = dict.fromkeys(column for _, row in rows for column in row if not isinstance(row[column], dict))
+    cells = [[title, *({"precision": "P", "recall": "R", "f1": "F1"}.get(column, column) for column in columns)]]
+    cells += [[name, *(row.get(column, "-") for column in columns)] for name, row in rows]
+    cells = [list(map(figure, row)) for row in cells]
+    if markdown:
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], ["---", *["--:"] * len(columns)], *cells[1:]])
+    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return "\n".join("  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]).rstrip() for row in cells)
+
+
+def render(report, args):
+    """The report as text or Markdown: the comparison, each system's tables, what is undefined, the signature."""
+    markdown, zeros = args.format == "markdown", []
+    blocks = [aligned("system", comparison(report), markdown)]
+    for name, scores in report["systems"].items():
+        blocks += [aligned(f"{name}: {title}", rows, markdown) for title, rows in tables(scores, args)]
+        zeros += [f"{name} {zero}" for zero in scores["undefined"] if not re.match(r"semeval.*\.types\.|by\.", zero)]
+    blocks += [f"undefined, shown as 0.0000: {figure(', '.join(zeros))}"] if zeros else []
+    if report["tests"]:
+        first = report["tests"][0]["against"]
+        blocks.append(f"p: of a difference in F1 from {figure(first)} as large as this by chance; * below 0.05 (Holm)")
+    return "\n\n".join([*blocks, f"signature: {figure(report['signature'])}"])
 
 
 def write_html(report, systems, kept, args):
-    """Write the report: the template with its data, as JSON that can't end its element."""
+    """Write the report: the template with its data, as JSON that can't end its element.
+
+    What has an order is a list: JavaScript sorts the keys of objects that look like numbers.
+    """
     firsts = [next(system for system in systems if system.name == name) for name in report["systems"]]
     columns = [systems.index(system) for system in firsts]
-    records = [[*head, [pairs[i] for i in columns]] for *head, pairs in kept]
-    history = {system.name: system.info["history"] for system in firsts if isinstance(system.info.get("history"), list)}
-    rows = {name: {key: figure(value) for key, value in row.items()} for name, row in comparison(report).items()}
-    data = {"title": os.path.basename(args.gold), "comparison": rows, "report": report}
-    data = to_json(data | {"history": history, "records": records}).replace("<", "\\u003c")
+    data = {"title": plain(os.path.basename(args.gold)), "signature": report["signature"]}
+    data["systems"] = list(report["systems"].items())
+    data["comparison"] = [(name, {key: figure(v) for key, v in row.items()}) for name, row in comparison(report)]
+    data["history"] = [(system.name, points) for system in firsts if (points := curve(system.info.get("history")))]
+    data["records"] = [[*head, [pairs[i] for i in columns]] for *head, pairs in kept]
     with writing(args.html) as out:
-        out.write(TEMPLATE.replace("{{DATA}}", data))
+        out.write(TEMPLATE.replace("{{DATA}}", to_json(data).replace("<", "\\u003c")))
+
+
+def curve(history):
+    """The points of a sidecar's history that can be drawn: a loss may be NaN."""
+    points = [point for point in history if isinstance(point, dict)] if isinstance(history, list) else []
+    points = [{key: point[key] for key in ("step", "loss", "f1") if number(point.get(key))} for point in points]
+    return [point for point in points if "step" in point and len(point) > 1]
 
 
 def parse_args(argv=None):
@@ -1009,14 +1099,7 @@ def parse_args(argv=None):
     )
     add = parser.add_argument_group("data").add_argument
     add("--gold", metavar="FILE", help="the truth, JSONL or IOB (default: the columns of --pred)")
-    add(
-        "--pred",
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="predictions, a file per system or run",
-    )
+    add("--pred", required=True, nargs="+", action="extend", metavar="FILE", help="predictions, a file per run")
     add("--names", nargs="+", action="extend", metavar="NAME",
         help="of the systems; files of one name are its runs (default: the files' names)")  # fmt: skip
     missing = "count a gold record without a prediction as nothing predicted, not as an error (default: %(default)s)"
@@ -1026,14 +1109,15 @@ def parse_args(argv=None):
     add("--map_types", metavar="FILE", help="old to new type, as in brat2iob.py (default: %(default)s)")
     add = parser.add_argument_group("scoring").add_argument
     levels = ("entity", "token", "semeval", "generation", "all")
-    add("--level", choices=levels, default="all", help="of scoring (default: %(default)s)")
+    add("--level", choices=levels, default="all", help="what to score (default: %(default)s)")
     scheme = "what is an entity in IOB: strict IOB2, or lenient, as in conlleval and by default in seqeval; "
     scheme += "the other is printed beside it (default: %(default)s)"
     add("--scheme", choices=("strict", "lenient"), default="strict", help=scheme)
-    add("--by", nargs="+", choices=("type", *FACETS), default=["type"], help="more tables (default: type)")
+    add("--by", nargs="+", choices=("type", *FACETS), default=["type"],
+        help="of what there are tables (default: type)")  # fmt: skip
     add("--resamples", type=int, default=1000, metavar="N",
-        help="of documents, for intervals and tests; 0: none (default: %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=42, help="of resampling (default: %(default)s)")
+        help="draws of documents for intervals, swaps for tests; 0: neither (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=42, help="of the draws and swaps (default: %(default)s)")
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("table", "markdown", "json"), default="table", help="printed (default: %(default)s)")
     add("--output_file", metavar="JSON", help="write the JSON to this file, too (default: %(default)s)")
@@ -1045,11 +1129,12 @@ def parse_args(argv=None):
     return args
 
 
-def check_args(args, parser):
-    """Cross-check the flags and derive what they stand for."""
+def check_files(args, parser):
+    """Give each file of --pred its name; refuse files that don't go together."""
     if not args.names:
         names = [os.path.basename(path) for path in args.pred]
         args.names = names if len(set(names)) == len(names) else args.pred
+    args.names = list(map(plain, args.names))
     if len(args.names) != len(args.pred):
         parser.error(f"--names: {len(args.names)} for the {len(args.pred)} files of --pred; give each its name")
     if len(set(zip(args.names, args.pred, strict=True))) != len(args.pred):
@@ -1060,21 +1145,29 @@ def check_args(args, parser):
             parser.error("--gold: give the truth; without it, --pred is one IOB file with gold and predicted columns")
         args.gold, args.column = args.pred[0], -2
     outputs = [os.path.realpath(path) for path in (args.output_file, args.html, args.errors) if path]
-    inputs = {os.path.realpath(path) for path in (args.gold, *args.pred, args.train_file) if path}
+    type_map = (args.map_types or "").removesuffix(":group")
+    inputs = {os.path.realpath(path) for path in (args.gold, *args.pred, args.train_file, type_map) if path}
     if inputs & set(outputs) or len(set(outputs)) < len(outputs):
         parser.error("--output_file, --html, --errors: one of them is an input, or another output; name another file")
+
+
+def check_args(args, parser):
+    """Cross-check the flags and derive what they stand for."""
+    check_files(args, parser)
     if "seen" in args.by and not args.train_file:
         parser.error("--by seen: give the --train_file whose mentions are seen")
     if args.resamples < 0 or args.seed < 0:
         parser.error("--resamples and --seed: 0 or more")
-    if args.level not in ("all", "entity") and (args.min_f1 is not None or args.html or args.errors):
-        parser.error(f"--min_f1, --html and --errors need entities, which --level {args.level} leaves out")
+    if args.min_f1 is not None and not 0 <= args.min_f1 <= 1:
+        parser.error("--min_f1: from 0 to 1")
+    needy = args.min_f1 is not None or args.html or args.errors or args.by != ["type"]
+    if args.level not in ("all", "entity") and needy:
+        parser.error(f"--min_f1, --html, --errors and --by need entities, which --level {args.level} leaves out")
     args.levels = ("entity", "token", "semeval", "generation") if args.level == "all" else (args.level,)
     args.resamples *= "entity" in args.levels
     args.rules = ["errors"] * ("entity" in args.levels) + ["strict", "exact", "type"] * ("semeval" in args.levels)
     wanted = FACETS if args.html else args.by
     args.facets = [name for name in FACETS if name in wanted and (name != "seen" or args.train_file)]
-    args.facets *= "entity" in args.levels
     args.gold_iob, args.type_map = is_iob(args.gold), {}
 
 
@@ -1088,27 +1181,30 @@ def main(argv=None):
     report = make_report(systems, facts, args)
     if args.html:
         write_html(report, systems, kept, args)
-    text = json.dumps(report, ensure_ascii=False, indent=2)
+    text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=2)
     if args.output_file:
         with writing(args.output_file) as out:
             out.write(text + "\n")
+    if args.format == "json":
+        sys.stdout.reconfigure(encoding="utf-8")
     print(text if args.format == "json" else render(report, args))
-    for system in systems:
-        read = system.counts["input"]
-        found = f"{read['predicted']:,} entities, {read['duplicates']:,} duplicates left out"
-        found += f", {read['filtered']:,} of other types" * bool(args.types or args.type_map)
-        log(f"{system.name}: {found}, {read['missing']:,} records without a prediction")
-    size = f"{facts['records']:,} records, {facts['documents']:,} documents, {facts['entities']:,} entities"
-    size += f", {facts['filtered']:,} of other types" * bool(args.types or args.type_map)
-    log(f"{args.gold}: {size}, {facts['duplicates']:,} duplicates left out")
-    low = [
-        name
-        for name, scores in report["systems"].items()
-        if scores.get("entity", {"micro": {"f1": 1}})["micro"]["f1"] < (args.min_f1 or 0)
-    ]
+    say_what_was_read(systems, facts, args)
+    low = [name for name, scores in report["systems"].items()
+           if args.min_f1 and scores["entity"]["micro"]["f1"] < args.min_f1]  # fmt: skip
     for name in low:
         log(f"error: {name}: micro F1 is below --min_f1 {args.min_f1}")
     return int(bool(low))
+
+
+def say_what_was_read(systems, facts, args):
+    """The last lines: what each file held, and what of it was left out."""
+    other = ", {:,} of types left out" if args.types or args.type_map else ""
+    for system in systems:
+        read = system.counts["input"]
+        found = f"{read['predicted']:,} entities, {read['duplicates']:,} duplicates left out"
+        log(f"{system.name}: {found}{other.format(read['filtered'])}, {read['missing']:,} records without a prediction")
+    size = f"{facts['records']:,} records, {facts['documents']:,} documents, {facts['entities']:,} entities"
+    log(f"{args.gold}: {size}, {facts['duplicates']:,} duplicates left out{other.format(facts['filtered'])}")
 
 
 TEMPLATE = r"""<!doctype html>
@@ -1157,8 +1253,10 @@ article.now { border-left-color: #d55e00 }
 <script id="data" type="application/json">{{DATA}}</script>
 <script>
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const { report, records, history } = data, systems = Object.entries(report.systems), names = Object.keys(report.systems);
+// Objects have no prototype: a type may be named "constructor". What has an order is a list.
+const bare = (key, value) => value && typeof value === "object" && !Array.isArray(value) ? Object.assign(Object.create(null), value) : value;
+const data = JSON.parse(document.getElementById("data").textContent, bare);
+const { systems, records } = data, names = systems.map(([name]) => name);
 // Okabe and Ito's colours, which the colour-blind tell apart; what they mean is always written, too
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b0a000", "#7f7f7f"];
 const SIGNS = { correct: "", type: "≠ type", boundary: "↔ boundary", type_boundary: "≠↔ both", missed: "∅ missed", spurious: "+ spurious" };
@@ -1191,7 +1289,7 @@ function table(parent, title, rows, decorate) {
     const line = make(node, "tr", null);
     make(line, "td", name);
     for (const column of columns) {
-      const value = row[column], cell = make(line, "td", value === undefined ? "-" : show(value, column));
+      const value = Object.hasOwn(row, column) ? row[column] : undefined, cell = make(line, "td", value === undefined ? "-" : show(value, column));
       if (decorate) decorate(cell, value, name, column);
     }
   }
@@ -1225,7 +1323,7 @@ function comparison() {
     make(svg, "circle", null, { cx: x(f1), cy: y, r: 5, fill: colour(i) });
     make(svg, "text", f1.toFixed(4), { x: width - 50, y: y + 4 });
   });
-  table(node, "system", Object.entries(data.comparison));
+  table(node, "system", data.comparison);
 }
 
 function byType() {
@@ -1253,8 +1351,8 @@ function errors() {
   for (const [name, s] of systems) {
     const box = make(maps, "div", null, { style: "max-width:100%" }), cells = s.errors.confusion;
     make(box, "h3", `${name}: gold (rows), predicted (columns), of aligned pairs`);
-    const columns = [...types.filter(type => Object.values(cells).some(row => row[type])), "missed"];
-    const rows = [...types, "spurious"].filter(type => cells[type]);
+    const columns = [...types.filter(type => Object.values(cells).some(row => row[type])), "(missed)"];
+    const rows = [...types, "(spurious)"].filter(type => cells[type]);
     table(box, "", rows.map(type => [type, Object.fromEntries(columns.map(column => [column, cells[type][column] || 0]))]), (cell, value, row) => {
       const total = Object.values(cells[row]).reduce((a, b) => a + b, 0), share = value / total;
       cell.style.background = `rgba(var(--heat), ${(.85 * share).toFixed(3)})`;
@@ -1304,13 +1402,13 @@ function facets() {
     const node = section("By document", `F1 of the ${Math.min(20, worst.length)} worst of ${worst.length} documents with entities; --by document prints all.`);
     table(node, "document", worst.slice(0, 20).map(([, doc, row]) => [doc, row]));
   }
-  if (Object.keys(history).length) {
+  if (data.history.length) {
     const node = section("Training", "By step, as the models' sidecars tell: the loss, and F1 on the development file.");
     legend(node, names);
     const row = make(node, "div", null, { class: "row" });
     for (const figure of ["loss", "f1"]) {
-      const steps = [...new Set(Object.values(history).flat().filter(point => figure in point).map(point => point.step))].sort((a, b) => a - b);
-      const series = Object.entries(history).map(([name, points]) => {
+      const steps = [...new Set(data.history.flatMap(([, points]) => points).filter(point => figure in point).map(point => point.step))].sort((a, b) => a - b);
+      const series = data.history.map(([name, points]) => {
         const at = new Map(points.filter(point => figure in point).map(point => [point.step, point[figure]]));
         return [name, steps.map(step => at.has(step) ? at.get(step) : null)];
       });
@@ -1353,7 +1451,7 @@ function draw(parent, text, marks) {
   });
 }
 function browser() {
-  const PAGE = 10, node = section("Texts", "Gold, and what each system found: solid where it is right in its place, dashed what was missed or is spurious, thin and dotted the gap of a discontinuous mention. ← and → (or p and n) go to the previous and the next text.");
+  const PAGE = 10, node = section("Texts", "Gold, and what each system found: solid where it is right in its place, dashed what was missed or is spurious, thin and dotted the gap of a discontinuous mention. ← and → (or p and n) go to the previous and the next text." + (systems.some(([, s]) => s.runs) ? " Of several runs, the first is shown." : ""));
   legend(node, types, (item, i) => make(item, "span", "", { class: "bar", style: `width:.9rem;background:${colour(i)}` }));
   const controls = make(node, "div", null, { class: "controls" }), list = make(node, "div", null);
   function choice(label, options) {
@@ -1411,7 +1509,7 @@ function browser() {
 
 document.title = `NER report: ${data.title}`;
 make(document.body, "h1", document.title);
-make(document.body, "code", report.signature);
+make(document.body, "code", data.signature);
 comparison();
 byType();
 errors();

@@ -182,6 +182,26 @@ def check_record(record):
         record["entities"] = spans_to_entities(spans, record.get("offsets"), record["text"])
     for entity in record["entities"]:
         check_entity(entity, record["text"])
+    if {"answer", "status", "dropped"} & record.keys():
+        check_answer(record)
+
+
+STATUSES = ("ok", "salvaged", "truncated", "unparsable", "empty", "refused", "failed")  # of an LLM's answer
+REASONS = ("not_in_text", "leaked", "unknown_type", "surplus")  # why a mention of it could not be placed
+
+
+def check_answer(record):
+    """Raise ValueError where what an LLM said, and what became of it, is not as it must be."""
+    answer, dropped = record.get("answer") or "", record.get("dropped", [])
+    if record.get("status", "ok") not in STATUSES:
+        raise ValueError(f'"status" must be one of {", ".join(STATUSES)}')
+    if not isinstance(answer, str) and not (isinstance(answer, list) and all(isinstance(each, str) for each in answer)):
+        raise ValueError('"answer" must be a string, or a list of them')
+    for item in dropped if isinstance(dropped, list) else [None]:
+        if not isinstance(item, dict) or not isinstance(item.get("type"), str) or item.get("reason") not in REASONS:
+            raise ValueError(
+                f'"dropped" must hold {{"text", "type", "reason"}}, the reason one of {", ".join(REASONS)}'
+            )
 
 
 def check_entity(entity, text):
@@ -207,6 +227,8 @@ def check_more(entity, text):
     if not entity.get("fragments", True):
         del entity["fragments"]
     spans, score, where = fragments(entity), entity.get("score", 0), f"entity {entity['start']}-{entity['end']}"
+    if not isinstance(spans, list) or not all(isinstance(span, list) and len(span) == 2 for span in spans):
+        raise TypeError
     if not all(type(edge) is int for start, end in spans for edge in (start, end)):
         raise ValueError("an entity's offsets must be whole numbers")
     hull = spans[0][0] == entity["start"] and spans[-1][1] == entity["end"]
@@ -227,7 +249,11 @@ def check_tokens(record):
     if not isinstance(tokens, list) or not isinstance(offsets, list) or len(tokens) != len(offsets):
         raise ValueError('"tokens" and "offsets" must be lists of one length; leave both out to have them made')
     text, last = record["text"], 0
-    if [text[start:end] for start, end in offsets] != tokens or "" in tokens:
+    try:
+        same = [text[start:end] for start, end in offsets] == tokens
+    except ValueError:  # not pairs
+        raise TypeError from None
+    if not same or "" in tokens:
         raise ValueError('"tokens" are not what stands in "text" at "offsets"')
     for start, end in (*offsets, (len(text), None)):
         if start != last and not text[last:start].isspace():  # empty where this token begins before the last one ends
@@ -375,10 +401,10 @@ def read_type_map(path):
     if lines and lines[0][1].lstrip().startswith("{"):
         try:
             types = json.loads("\n".join(line for _, line in lines))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{path}: not JSON; one object is expected, old type to new type") from None
-        if not all(isinstance(new, (str, type(None))) for new in types.values()):
-            raise DataError(f"{path}: the new types must be strings, or null")
+        if not all(new is None or (isinstance(new, str) and new.isprintable()) for new in types.values()):
+            raise DataError(f"{path}: the new types must be printable strings, or null")
         return types
     for number, line in lines:
         cells = [cell.strip() for cell in line.split("|" if "|" in line else "\t")]

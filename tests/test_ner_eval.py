@@ -46,8 +46,8 @@ def score(pairs, iob=False, scheme="strict"):
     args.gold_iob = iob
     system = ner_eval.open_system("s", "s", args)._replace(iob=iob)
     for gold, pred in pairs:
-        truth = ner_eval.read_side(gold, gold, iob, iob, args)
-        guess = ner_eval.read_side(pred, gold, iob, iob, args, truth)
+        truth = ner_eval.read_side(gold, gold, iob, 2 * iob, args)
+        guess = ner_eval.read_side(pred, gold, iob, 2 * iob, args, truth)
         ner_eval.count(system, truth, guess, 0, args)
     return ner_eval.system_scores(system, args)
 
@@ -655,7 +655,7 @@ def test_missing_predictions(cli, file):
     gold, pred = file("gold.jsonl", GOLD), file("pred.jsonl", PRED[:1])
     done = cli("ner_eval.py", "--gold", gold, "--pred", pred)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {pred}: no prediction for record 'a' of {gold}; ")
+    assert done.stderr.startswith(f"error: {pred}: no prediction for record 'a' of {gold}:1; ")
     report = evaluate(cli, "--gold", gold, "--pred", pred, "--allow_missing")
     scores = report["systems"]["pred.jsonl"]
     assert scores["entity"]["micro"]["fn"] == 3 and scores["semeval"]["type"]["MIS"] == 3
@@ -671,20 +671,20 @@ OTHER_TEXT = [PRED[0], {"id": "a", "text": "Another text, which is no one's.", "
 @pytest.mark.parametrize(
     ("gold", "pred", "message"),
     [
-        (GOLD, [*PRED, {"id": "z", "text": "q"}], "pred.jsonl: record 'z' is not in "),
+        (GOLD, [*PRED, {"id": "z", "text": "q"}], "pred.jsonl:3: record 'z' is not in "),
         (GOLD, [*PRED, {"id": "a", "text": TEXT}], "pred.jsonl:3: id 'a' stands twice"),
-        (GOLD, OTHER_TEXT, "pred.jsonl: record 'a': its text is not that of record 'a' in "),
+        (GOLD, OTHER_TEXT, "pred.jsonl:2: record 'a': its text is not that of record 'a' in "),
         (GOLD, PRED[1:], "pred.jsonl: no prediction for record 'b' of "),
         (GOLD, "", "pred.jsonl: holds no record"),
         ([], PRED, "gold.jsonl: holds no record"),
         (GOLD, [*PRED[:1], {"id": "a"}], 'pred.jsonl:2: no "text"'),
         (GOLD, json.dumps(PRED[0]) + "\noops\n", "pred.jsonl:2: not JSON"),
-        (GOLD, IOB, "pred.iob: record '0:0': its tokens are not those of record 'a' in "),
-        (IOB, GOLD, "pred.jsonl: record 'a': its tokens are not those of record '0:0' in "),
-        (IOB, IOB.replace("pain\tI-S\n", ""), "pred.iob: record '0:0': its tokens (3) are not those (4) of record "),
-        (IOB, IOB.replace("cough", "fever"), "pred.iob: record '1:0': its tokens (2) are not those (2) of record "),
+        (GOLD, IOB, "pred.iob:1: record '0:0': its tokens are not those of record 'a' in "),
+        (IOB, GOLD, "pred.jsonl:1: record 'a': its tokens are not those of record '0:0' in "),
+        (IOB, IOB.replace("pain\tI-S\n", ""), "pred.iob:1: record '0:0': its tokens (3) are not those (4) of record "),
+        (IOB, IOB.replace("cough", "fever"), "pred.iob:6: record '1:0': its tokens (2) are not those (2) of record "),
         (IOB, IOB.split("\n\n")[0], "pred.iob: no prediction for record '1:0' of "),
-        (IOB, IOB + "\nx\tO\n", "pred.iob: record '2:0' is not in "),
+        (IOB, IOB + "\nx\tO\n", "pred.iob:9: record '2:0' is not in "),
         (IOB, IOB.replace("B-S", "X-S"), "pred.iob:1: unknown tag"),
     ],
 )
@@ -723,6 +723,9 @@ def test_unreadable_and_unwritable_files(cli, file, tmp_path):
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--html", "x", "--errors", "x"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--errors", "g.jsonl"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--level", "token", "--min_f1", "0.5"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--level", "token", "--by", "length"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--min_f1", "nan"],
+        ["--gold", "g.jsonl", "--pred", "p.jsonl", "--min_f1", "90"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--resamples", "-1"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--output_file", "./g.jsonl"],
         ["--gold", "g.jsonl", "--pred", "p.jsonl", "--output_file", "p.jsonl"],
@@ -922,7 +925,7 @@ def test_f1_if_repaired_is_the_f1_after_the_repair(gold, pred):
         assert foretold == pytest.approx(repaired, abs=1e-12)
     table = errors["confusion"]
     assert sum(sum(row.values()) for row in table.values()) == len(pairs)
-    assert sum(table.get("spurious", {}).values()) == errors["classes"]["spurious"]
+    assert sum(table.get("(spurious)", {}).values()) == errors["classes"]["spurious"]
 
 
 def test_classes_flags_and_boundaries(cli, file, tmp_path):
@@ -943,7 +946,7 @@ def test_classes_flags_and_boundaries(cli, file, tmp_path):
     assert lines[5]["pred"] is None and lines[5]["gold"] == {"start": 47, "end": 52, "type": "B", "text": "knees"}
     assert text[7:16] in lines[1]["context"] and lines[0]["system"] == "p.jsonl" and lines[0]["doc_id"] == "d"
     errors = scores["systems"]["p.jsonl"]["errors"]
-    assert errors["confusion"] == {"S": {"B": 2, "S": 1}, "B": {"missed": 1}, "spurious": {"S": 2}}
+    assert errors["confusion"] == {"B": {"(missed)": 1}, "S": {"B": 2, "S": 1}, "(spurious)": {"S": 2}}
 
 
 def test_facets_add_up_and_say_what_they_mean(cli, file):
@@ -1023,7 +1026,7 @@ def test_random_swaps_come_near_all_swaps():
     args = options("--resamples", "4000")
     tables = []
     for pred in (first, noisy(2, 16, 0.3)[1]):
-        tables.append(numpy.array(document_triples(gold, pred), float)[:, None, :])
+        tables.append(numpy.array(document_triples(gold, pred), float)[None, :, None, :])
     difference, p, exact = ner_eval.swap_test(*tables, args)
     args.resamples = 2**16
     same, all_p, all_exact = ner_eval.swap_test(*tables, args)
@@ -1052,7 +1055,7 @@ def test_intervals_are_percentiles_over_documents(cli, file):
 
 
 def test_files_of_one_name_are_runs(cli, file):
-    """Mean and sd are those of the runs scored alone; the intervals and tests take the documents' mean counts."""
+    """Mean and sd are those of the runs scored alone; a draw of documents is scored by each run, and a swap, too."""
     gold, _ = noisy(1, 25)
     path, runs = file("g.jsonl", gold), [file(f"{seed}.jsonl", noisy(seed, 25)[1]) for seed in (2, 3, 4)]
     alone = [evaluate(cli, "--gold", path, "--pred", run)["systems"][run.name] for run in runs]
@@ -1068,6 +1071,15 @@ def test_files_of_one_name_are_runs(cli, file):
     assert both["errors"]["classes"]["boundary"] == pytest.approx(numpy.mean(means))
     assert both["intervals"]["f1"][0] < both["entity"]["micro"]["f1"] < both["intervals"]["f1"][1]
     assert list(report["systems"]) == ["A", "B"] and len(report["tests"]) == 1
+    best = report["systems"]["B"]["entity"]["micro"]["f1"]
+    assert report["tests"][0]["difference"] == pytest.approx(best - numpy.mean(values))  # the one that is shown
+    draws = numpy.random.default_rng(42)
+    sides = [document_triples(gold, noisy(seed, 25)[1]) for seed in (2, 3, 4)]
+    means = []
+    for _ in range(1000):
+        drawn = draws.integers(25, size=25)
+        means.append(numpy.mean([f1([side[i] for i in drawn]) for side in sides]))
+    assert both["intervals"]["f1"] == pytest.approx(numpy.percentile(means, (2.5, 97.5)))
     head, first, second = words(cli("ner_eval.py", *args).stdout.split("\n\n")[0])
     assert head.startswith("system F1 95 % sd runs P R") and first.split()[4] == "3" and second.split()[4] == "-"
 
@@ -1104,11 +1116,11 @@ def test_types_are_renamed_and_left_out_on_both_sides(cli, file):
     assert list(scores["entity"]["types"]) == ["SIGN"] and scores["input"]["filtered"] == 3
     assert list(scores["token"]["by_type"]["types"]) == ["SIGN"] and "|types:SIGN|" in only["signature"]
     done = cli("ner_eval.py", "--gold", gold, "--pred", pred, "--types", "SIGN")
-    assert "pred.jsonl: 1 entities, 0 duplicates left out, 3 of other types" in done.stderr
+    assert "pred.jsonl: 1 entities, 0 duplicates left out, 3 of types left out" in done.stderr
     both = file("map.tsv", "SIGN\tFINDING\nSYMPTOM\tFINDING\n")
     one = evaluate(cli, "--gold", gold, "--pred", pred, "--map_types", both)
     merged = one["systems"]["pred.jsonl"]["entity"]
-    assert list(merged["types"]) == ["FINDING"] and merged["micro"]["tp"] == 2 and "|map:map.tsv|" in one["signature"]
+    assert list(merged["types"]) == ["FINDING"] and merged["micro"]["tp"] == 2 and "|map:map.tsv:" in one["signature"]
     lines = "a\tB-SIGN\nb\tI-SIGN\nc\tB-OTHER\n"
     iob = file("g.iob", lines), file("p.iob", lines.replace("SIGN", "SYMPTOM"))
     token = evaluate(cli, "--gold", iob[0], "--pred", iob[1], "--map_types", both, "--types", "FINDING")
@@ -1190,7 +1202,9 @@ def test_answers(cli, file):
     assert found["items"] == 6 and found["hallucination_rate"] == 2 / 6 and found["leaked_rate"] == 1 / 6
     assert found["hallucination_rate_macro"] == pytest.approx((0 + 2 / 4 + 0) / 3)
     assert found["own_offsets"] == 3 and found["boundary_accuracy"] == pytest.approx(2 / 3)  # repeats count once
-    assert found["f1_with_dropped"] == pytest.approx(2 * 3 / (2 * 3 + 3 + 1)) and found["f1_of_parsed"] == 1.0
+    assert found["f1_with_dropped"] == pytest.approx(2 * 3 / (2 * 3 + 3 + 1)) and found[
+        "f1_of_parsed"
+    ] == pytest.approx(6 / 7)
     assert report["systems"]["p.jsonl"]["entity"]["micro"]["f1"] == pytest.approx(6 / 7)
     paths = file("g.jsonl", gold), file("p.jsonl", pred)
     head = words(cli("ner_eval.py", "--gold", paths[0], "--pred", *paths).stdout)[0]
@@ -1314,3 +1328,152 @@ def test_a_large_report_stays_quick(browser, cli, file, tmp_path):
     started = time.time()
     page.select_option("select[aria-label=classes]", "missed")
     assert "of 5000" in page.locator("[aria-live]").inner_text() and time.time() - started < 5 and not wrong
+
+
+# ---------------------------------------------------------------------------- what the review of this script found
+
+
+def test_runs_with_and_without_answers_or_seconds(cli, file):
+    """A mean is over the runs that have the figure; what they lack is not 0."""
+    gold = file("g.jsonl", GOLD)
+    first, second = file("1.jsonl", [r | {"status": "ok"} for r in GOLD]), file("2.jsonl", GOLD)
+    file("1.jsonl.run.json", '{"counts": {"records": 1000}, "seconds": 100, "cost": 2}')
+    scores = evaluate(cli, "--gold", gold, "--pred", first, second, "--names", "a", "a")["systems"]["a"]
+    assert scores["seconds_per_1000"] == 100 and scores["cost_per_1000"] == 2
+    assert scores["generation"]["parse_rate"] == 1.0 and scores["runs"]["sd"]["micro"]["f1"] == 0.0
+
+
+@pytest.mark.parametrize("content", [
+    '{"counts": {"records": "5"}, "seconds": 3}', '{"counts": [1], "seconds": 3}', '{"counts": {"records": -5}}',
+    '{"counts": {"records": 2}, "seconds": true}', '{"counts": {"records": 2}, "seconds": NaN}', "[" * 100_000, "[1]",
+])  # fmt: skip
+def test_a_sidecar_of_another_kind_costs_only_its_column(cli, file, content):
+    gold = file("g.jsonl", GOLD)
+    file("g.jsonl.run.json", content)
+    scores = evaluate(cli, "--gold", gold, "--pred", gold)["systems"]["g.jsonl"]
+    assert scores["entity"]["micro"]["f1"] == 1.0 and "seconds_per_1000" not in scores
+
+
+@pytest.mark.parametrize("field, value, says", [
+    ("status", "fine", '"status" must be one of ok'), ("status", ["ok"], '"status" must be'),
+    ("answer", 3, '"answer" must be'), ("dropped", None, '"dropped" must hold'), ("dropped", "ok", '"dropped" must'),
+    ("dropped", ["x"], '"dropped" must'), ("dropped", [{"type": "A", "reason": "ok"}], '"dropped" must'),
+])  # fmt: skip
+def test_answers_of_another_kind_are_one_line(cli, file, field, value, says):
+    pred = file("p.jsonl", [GOLD[0], GOLD[1] | {field: value}])
+    done = cli("ner_eval.py", "--gold", file("g.jsonl", GOLD), "--pred", pred)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {pred}:2: {says}") and done.stderr.count("\n") == 1
+
+
+def test_the_answers_own_offsets():
+    answer = (
+        'Here: ```json\n{"entities": [{"text": "a}b", "start": 0, "end": 3}, {"text": "", "start": -3, "end": -1}]}'
+    )
+    assert ner_eval.own_offsets(answer) == {(0, 3, "a}b"), (-3, -1, "")}
+    assert ner_eval.own_offsets('[{"text": "x", "start": 1, "end": 2}, {"text": "y", "st') == {(1, 2, "x")}
+    assert ner_eval.own_offsets("{" * 5000) == ner_eval.own_offsets('{"start": ' + "[" * 100_000) == set()
+
+
+def test_answers_and_types(cli, file):
+    """F1 with what was dropped is never above F1; --types leaves out the other types' items, and no parse."""
+    text, entities = "fever and rash", [{"start": 0, "end": 5, "type": "A"}, {"start": 10, "end": 14, "type": "B"}]
+    gold = file("g.jsonl", [{"id": str(i), "text": text, "entities": entities} for i in range(3)])
+    dropped = [{"text": "x", "type": "B", "reason": "not_in_text"}]
+    pred = [{"id": "0", "text": text, "entities": entities, "status": "ok", "dropped": dropped},
+            {"id": "1", "text": text, "entities": [], "status": "empty"}, {"id": "2", "text": text}]  # fmt: skip
+    args = ("--gold", gold, "--pred", file("p.jsonl", pred))
+    whole, only = (evaluate(cli, *args, *flags)["systems"]["p.jsonl"] for flags in ((), ("--types", "A")))
+    assert whole["generation"]["f1_with_dropped"] == pytest.approx(4 / 9) and whole["entity"]["micro"]["f1"] == 0.5
+    assert only["generation"]["f1_with_dropped"] == only["entity"]["micro"]["f1"] == 0.5
+    assert only["generation"]["hallucination_rate"] == 0 and whole["generation"]["hallucination_rate"] == 1 / 3
+    for scores in (whole, only):
+        assert (scores["generation"]["parse_rate"], scores["generation"]["empty_rate"]) == (0.5, 0.5)
+    cut = file("cut.jsonl", [pred[0] | {"status": "truncated"}, *pred[1:]])
+    scores = evaluate(cli, "--gold", gold, "--pred", cut)["systems"]["cut.jsonl"]["generation"]
+    assert scores["parse_rate_repaired"] == 0.5 and scores["f1_of_parsed"] == 1.0  # truncated counts as parsed in both
+    done = cli("ner_eval.py", "--gold", gold, "--pred", gold, "--level", "generation")
+    assert done.returncode == 1 and "holds no answers of an LLM" in done.stderr
+
+
+def test_seen_mentions_are_renamed_and_know_no_white_space(cli, file):
+    gold = [{"id": "a", "text": "IL-2 rose", "entities": [{"start": 0, "end": 4, "type": "P"}]}]
+    train = file("t.iob", "il\tB-X\n-\tI-X\n2\tI-X\n")
+    args = ("--gold", file("g.jsonl", gold), "--pred", file("p.jsonl", gold), "--train_file", train, "--by", "seen")
+    renamed = evaluate(cli, *args, "--map_types", file("m.json", '{"X": "Q", "P": "Q"}'))["systems"]["p.jsonl"]
+    assert list(renamed["by"]["seen"]) == ["seen"]
+    assert list(evaluate(cli, *args)["systems"]["p.jsonl"]["by"]["seen"]) == ["seen with other type"]
+
+
+def test_white_space_that_iob_can_not_hold(cli, file):
+    spans = [{"start": start, "end": end, "type": "D"} for start, end in ((5, 13), (12, 14), (12, 13))]
+    gold = [{"id": "a", "text": "took aspirin  now", "entities": spans}]
+    iob = file("p.iob", "took\tO\naspirin\tB-D\nnow\tO\n")
+    scores = evaluate(cli, "--gold", file("g.jsonl", gold), "--pred", iob)["systems"]["p.iob"]
+    assert scores["entity"]["micro"]["tp"] == 1 and scores["entity"]["micro"]["fp"] == 0
+    out = file("e.jsonl", "")
+    done = cli("ner_eval.py", "--gold", iob, "--pred", file("g.jsonl", gold), "--errors", out)
+    assert done.returncode == 0 and out.read_text(encoding="utf-8") == ""  # white space alone is nothing there
+
+
+def test_strict_warns_of_predictions_that_are_no_iob2(cli, file):
+    gold, pred = file("g.iob", "a\tB-S\n\nb\tO\n"), file("p.iob", "a\tS-S\n\nb\tO\n")
+    done = cli("ner_eval.py", "--gold", gold, "--pred", pred)
+    assert f"warning: {pred}: 1 entities are none in strict IOB2 (IOB1, IOBES?)" in done.stderr
+    assert "warning: --types: neither gold nor a prediction has 'T'" in cli(
+        "ner_eval.py", "--gold", gold, "--pred", gold, "--types", "S", "T").stderr  # fmt: skip
+
+
+def test_types_named_as_the_margins_the_means_or_an_escape(cli, file):
+    names = ["micro", "missed", "spurious", "constructor", "__proto__", "\x1b[31mred", "a\nb"]
+    gold = [{"id": "a", "text": "x" * 60, "entities": [
+        {"start": 5 * i, "end": 5 * i + 3, "type": name} for i, name in enumerate(names)]}]  # fmt: skip
+    pred = [gold[0] | {"entities": [gold[0]["entities"][0] | {"type": "missed"}, *gold[0]["entities"][2:]]}]
+    args = ("--gold", file("g.jsonl", gold), "--pred", file("p.jsonl", pred))
+    confusion = evaluate(cli, *args)["systems"]["p.jsonl"]["errors"]["confusion"]
+    assert confusion["micro"] == {"missed": 1} and confusion["missed"] == {"(missed)": 1}
+    table = cli("ner_eval.py", *args).stdout
+    assert "\x1b" not in table and len(re.findall("(?m)^micro ", table)) == 5 and "a\ufffdb" in table
+
+
+def test_a_map_is_part_of_the_signature_and_never_written_over(cli, file):
+    gold, one = file("g.jsonl", GOLD), file("m.tsv", "SIGN\tA\n")
+    first = evaluate(cli, "--gold", gold, "--pred", gold, "--map_types", one)["signature"]
+    file("m.tsv", "SIGN\tB\n")
+    assert first != evaluate(cli, "--gold", gold, "--pred", gold, "--map_types", one)["signature"]
+    done = cli("ner_eval.py", "--gold", gold, "--pred", gold, "--map_types", one, "--output_file", one)
+    assert done.returncode == 2 and one.read_text(encoding="utf-8") == "SIGN\tB\n"
+
+
+def test_json_is_utf_8_and_a_file_name_need_not_be(cli, file, tmp_path):
+    gold = file("g.jsonl", GOLD)
+    done = cli(
+        "ner_eval.py", "--gold", gold, "--pred", gold, "--names", "é", "--format", "json", PYTHONIOENCODING="ascii"
+    )
+    assert list(json.loads(done.stdout)["systems"]) == ["é"]
+    odd = os.fsencode(tmp_path) + b"/p\xff.jsonl"
+    with open(odd, "wb") as out:
+        out.write(gold.read_bytes())
+    report, errors = tmp_path / "r.html", tmp_path / "e.jsonl"
+    done = cli("ner_eval.py", "--gold", gold, "--pred", os.fsdecode(odd), "--html", report, "--errors", errors,
+               "--output_file", tmp_path / "m.json")  # fmt: skip
+    assert done.returncode == 0 and report.exists() and (tmp_path / "m.json").exists(), done.stderr
+
+
+def test_the_report_keeps_the_order_of_systems_named_by_numbers(browser, cli, file, tmp_path):
+    """JavaScript sorts such keys; types may be named as what objects inherit; and a loss may be NaN."""
+    gold = [{"id": "a", "text": "fever now", "entities": [{"start": 0, "end": 5, "type": "constructor"}]}]
+    none = [gold[0] | {"entities": [{"start": 6, "end": 9, "type": "__proto__"}]}]
+    path, bad = file("g.jsonl", gold), file("p.jsonl", none)
+    file(
+        "p.jsonl.run.json",
+        '{"history": [1, {"step": 1, "loss": NaN}, {"step": 2, "loss": null}, {"step": 3, "f1": "x"}]}',
+    )
+    out = tmp_path / "r.html"
+    assert cli("ner_eval.py", "--gold", path, "--pred", path, bad, "--names", "2", "1", "--html", out).returncode == 0
+    page, wrong = opened(browser, out)
+    assert not wrong, wrong
+    sides = page.locator("article .side").all_inner_texts()
+    assert (
+        [side.split()[0] for side in sides] == ["gold", "2", "1"] and "missed" in sides[2] and "missed" not in sides[1]
+    )
+    assert "Texts" in page.locator("h2").all_inner_texts() and "[object" not in page.inner_text("body")
