@@ -22,9 +22,9 @@ Reads   JSONL records (id, text, entities; characters, end exclusive) or IOB, al
         PRED.run.json, where there is one, for seconds and cost per 1,000 records (s/1k, $/1k) and training curves
 Writes  a table, Markdown or JSON to stdout; the JSON also to --output_file; --html one file that needs no other;
         --errors a JSON line per error. Two scores are comparable if their signatures agree. What has nothing to divide
-        by is 0.0, and listed in `undefined`. Files under one name are runs: their mean, sd, and mean counts resampled
+        by is 0.0, and listed in `undefined`. Files under one name are runs: means, sd, and draws scored run by run
 Needs   Python alone; numpy for intervals and tests (--resamples 0: none). 100,000 sentences, 300,000 entities: 5 s
-        in 60 MB, and 1 s more for intervals; --html holds all texts in memory
+        in 60 MB, and 1.5 s more for intervals; --html holds all texts in memory
 Source  seqeval 1.2.2 (IOB: equal to the last digit, strict IOB2 and lenient) and so conlleval; SemEval-2013 task 9.1
         (Segura-Bedmar et al. 2013) as D. Batista tabulates it ("Named-Entity evaluation metrics", 2018); approximate
         randomization (Noreen 1989), percentile bootstrap (Efron 1979), Holm (1979)
