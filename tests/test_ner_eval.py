@@ -1032,6 +1032,9 @@ def test_random_swaps_come_near_all_swaps():
     same, all_p, all_exact = ner_eval.swap_test(*tables, args)
     assert (exact, all_exact) == (False, True) and difference == same and abs(p - all_p) < 0.03
     assert ner_eval.swap_test(tables[0], tables[0], args) == (0.0, 1.0, True)
+    far = [numpy.tile([float(tp), 0, 3.0 - tp], (1, 40, 1, 1)) for tp in (0, 3)]
+    args.resamples = 99
+    assert ner_eval.swap_test(*far, args) == (1.0, 0.01, False)  # never 0: the observed swap counts as one
 
 
 def test_intervals_are_percentiles_over_documents(cli, file):
@@ -1377,14 +1380,16 @@ def test_the_answers_own_offsets():
 def test_answers_and_types(cli, file):
     """F1 with what was dropped is never above F1; --types leaves out the other types' items, and no parse."""
     text, entities = "fever and rash", [{"start": 0, "end": 5, "type": "A"}, {"start": 10, "end": 14, "type": "B"}]
-    gold = file("g.jsonl", [{"id": str(i), "text": text, "entities": entities} for i in range(3)])
+    gold = [{"id": str(i), "text": text, "entities": entities} for i in range(3)]
+    gold[1]["entities"] = entities[1:]  # an empty answer is wrong here, also where B is not looked at
+    gold = file("g.jsonl", gold)
     dropped = [{"text": "x", "type": "B", "reason": "not_in_text"}]
     pred = [{"id": "0", "text": text, "entities": entities, "status": "ok", "dropped": dropped},
             {"id": "1", "text": text, "entities": [], "status": "empty"}, {"id": "2", "text": text}]  # fmt: skip
     args = ("--gold", gold, "--pred", file("p.jsonl", pred))
     whole, only = (evaluate(cli, *args, *flags)["systems"]["p.jsonl"] for flags in ((), ("--types", "A")))
-    assert whole["generation"]["f1_with_dropped"] == pytest.approx(4 / 9) and whole["entity"]["micro"]["f1"] == 0.5
-    assert only["generation"]["f1_with_dropped"] == only["entity"]["micro"]["f1"] == 0.5
+    assert whole["generation"]["f1_with_dropped"] == 0.5 and whole["entity"]["micro"]["f1"] == pytest.approx(4 / 7)
+    assert only["generation"]["f1_with_dropped"] == only["entity"]["micro"]["f1"] == pytest.approx(2 / 3)
     assert only["generation"]["hallucination_rate"] == 0 and whole["generation"]["hallucination_rate"] == 1 / 3
     for scores in (whole, only):
         assert (scores["generation"]["parse_rate"], scores["generation"]["empty_rate"]) == (0.5, 0.5)
