@@ -22,7 +22,8 @@ import unicodedata
 import zlib
 from bisect import bisect_left
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from difflib import SequenceMatcher
+from functools import cache, lru_cache
 from itertools import pairwise
 
 VERSION = "1.0"  # of the record format and of the metrics; stands in every sidecar and in every signature
@@ -717,3 +718,517 @@ def _is_full_stop(text, last, match, following):
         before = text[max(last, at - 40) : at - len(word)].split()
         return not following.isupper() or (bool(before) and before[-1].lower() in LETTERED)
     return word.lower() not in ABBREVIATIONS
+
+
+# ---------------------------------------------------------------------------- prompts and answers
+
+FORMATS = ("json", "spans", "lines", "inline", "iob")
+NOTHING = ("", "-", "none", "no", "n/a", "ninguno", "ninguna", "нет")  # what `lines` may say where there is nothing
+REFUSAL = re.compile(
+    r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:can't|cannot|can not|won't)|as an AI|lo siento|no puedo|извините"
+    r"|не могу|к сожалению)\b",
+    re.I,
+)
+BULLET = re.compile(r"^\s*(?:[-*•]\s+|\d+[.)]\s+)?[*_`]*")
+GAP = 150  # characters that may lie between the words of a discontinuous mention, at most, together
+LOOKALIKES = str.maketrans("‘’‚‛“”„‟«»‹›‐‑‒–—―−", "''''\"\"\"\"\"\"''-------")
+TAG = re.compile(r"O|[BIESLU](?:-[^\s\]]+)?")
+TAG_LINE = re.compile(rf"\s*\[?(\S.*?)\]?(?:\s*\t\s*|\s*:\s+|\s*\|\s*|\s+)\[?({TAG.pattern})\]?\s*")
+
+
+INSTRUCTIONS = {  # language -> the task, what each format is, how types without a mention are named, two headings
+    "en": {
+        "task": "Find every mention of the types below in the text that the user sends. Copy each mention exactly as "
+        "it stands there, character for character; correct, translate and explain nothing.",
+        "json": "Answer with one JSON object and nothing else: each key is a type, each value the list of its mentions "
+        "in the order of the text, one that occurs twice listed twice. {types}",
+        "spans": 'Answer with a JSON array and nothing else, for each mention {{"text", "type", "start", "end"}} in '
+        "the order of the text; start and end count characters from 0, end is the first one after the mention.",
+        "lines": "Answer with one line for each type: the type, a colon, its mentions in the order of the text with "
+        "semicolons between them. {types} Where nothing is mentioned at all, answer -",
+        "inline": "Answer with the text itself, unchanged, each mention between <TYPE> and </TYPE>; a mention may "
+        "stand inside another. Write & as &amp; and < as &lt;",
+        "iob": "The user sends one token a line. Answer with one line for each: the token, a tab, and B-TYPE where a "
+        "mention begins, I-TYPE where it goes on, O elsewhere.",
+        "found": "Leave out types without a mention.",
+        "all": "Name every type; one without a mention has none behind it.",
+        "types": "Types:",
+        "passages": "Background, which is no text to label:",
+    },
+    "es": {
+        "task": "Busca todas las menciones de los tipos indicados abajo en el texto que envía el usuario. Copia cada "
+        "mención exactamente como está, carácter por carácter; no corrijas, traduzcas ni expliques nada.",
+        "json": "Responde con un solo objeto JSON y nada más: cada clave es un tipo y cada valor la lista de sus "
+        "menciones en el orden del texto; la que aparece dos veces se pone dos veces. {types}",
+        "spans": 'Responde con una lista JSON y nada más, con {{"text", "type", "start", "end"}} por cada mención, en '
+        "el orden del texto; start y end cuentan caracteres desde 0, end es el primero después de la mención.",
+        "lines": "Responde con una línea por tipo: el tipo, dos puntos y sus menciones en el orden del texto, "
+        "separadas por punto y coma. {types} Si no se menciona nada, responde -",
+        "inline": "Responde con el propio texto, sin cambios, cada mención entre <TIPO> y </TIPO>; una mención puede "
+        "estar dentro de otra. Escribe & como &amp; y < como &lt;",
+        "iob": "El usuario envía un token por línea. Responde con una línea por token: el token, un tabulador y B-TIPO "
+        "donde empieza una mención, I-TIPO donde continúa, O en lo demás.",
+        "found": "Omite los tipos sin menciones.",
+        "all": "Nombra todos los tipos; el que no tiene menciones queda vacío.",
+        "types": "Tipos:",
+        "passages": "Contexto, que no es texto para etiquetar:",
+    },
+    "ru": {
+        "task": "Найди в тексте пользователя все упоминания перечисленных ниже типов. Копируй каждое упоминание точно "
+        "так, как оно стоит в тексте, символ в символ; ничего не исправляй, не переводи и не поясняй.",
+        "json": "Ответь одним объектом JSON и ничем больше: ключ - тип, значение - список его упоминаний в порядке "
+        "текста; что встречается дважды, указывается дважды. {types}",
+        "spans": 'Ответь списком JSON и ничем больше: для каждого упоминания {{"text", "type", "start", "end"}} в '
+        "порядке текста; start и end считают символы с 0, end - первый символ после упоминания.",
+        "lines": "Ответь строкой на каждый тип: тип, двоеточие и его упоминания в порядке текста через точку с "
+        "запятой. {types} Если ничего не упомянуто, ответь -",
+        "inline": "Ответь самим текстом без изменений, каждое упоминание между <ТИП> и </ТИП>; упоминание может "
+        "стоять внутри другого. Пиши & как &amp;, а < как &lt;",
+        "iob": "Пользователь присылает по одному токену в строке. Ответь строкой на каждый: токен, табуляция и B-ТИП, "
+        "где упоминание начинается, I-ТИП, где оно продолжается, иначе O.",
+        "found": "Типы без упоминаний пропусти.",
+        "all": "Назови все типы; у типа без упоминаний ничего не стоит.",
+        "types": "Типы:",
+        "passages": "Справка, которую размечать не нужно:",
+    },
+}
+
+
+def render_messages(record, types, format, shots=(), passages=(), descriptions=None, instruction=None, language="en",
+                    all_types=False):  # fmt: skip
+    """Return the chat messages that ask for the entities of a record, what never changes first.
+
+    The system message holds the task (or `instruction` in its place), the types with their `descriptions` and the
+    passages; each shot, a record with its entities, is a turn of its own; the text comes last.
+    """
+    words = INSTRUCTIONS[language]
+    system = instruction or f"{words['task']}\n{words[format].format(types=words['all' if all_types else 'found'])}"
+    named = [
+        f"- {type_}: {descriptions[type_]}" if (descriptions or {}).get(type_) else f"- {type_}" for type_ in types
+    ]
+    system += "\n\n" + "\n".join([words["types"], *named])
+    if passages:
+        system += "\n\n" + "\n\n".join([words["passages"], *(passage["text"] for passage in passages)])
+    messages = [{"role": "system", "content": system}]
+    for shot in shots:
+        messages.append({"role": "user", "content": _asked(shot, format)})
+        messages.append({"role": "assistant", "content": render_answer(shot, types, format, all_types)})
+    return [*messages, {"role": "user", "content": _asked(record, format)}]
+
+
+def _asked(record, format):
+    """What a message shows of a text: itself, or for iob its tokens, which never know gold's cuts."""
+    if format != "iob":
+        return record["text"]
+    offsets = record["offsets"] if record.get("pretokenized") else tokenize(record["text"])
+    return "\n".join(record["text"][start:end] for start, end in offsets)
+
+
+def render_answer(record, types, format, all_types=False):
+    """Return what a model should answer for a record, in one of FORMATS.
+
+    json    {"SIGN": ["joint pain", ...]}, mentions in text order, repeats repeated
+    spans   [{"text": "joint pain", "type": "SIGN", "start": 10, "end": 20}], end exclusive
+    lines   SIGN: joint pain; fever (a `;` of a mention as `\\;`, nothing at all as `-`)
+    inline  the text, mentions in <SIGN>...</SIGN>; its own & and < as &amp; and &lt;
+    iob     one `token<TAB>TAG` a line, the text's own tokens
+
+    Of `types` alone; with `all_types`, json and lines name those without a mention, too. What a format can't hold
+    (inline: crossing and discontinuous mentions; iob: nested and discontinuous ones) is left out.
+    """
+    text = record["text"]
+    entities = [entity for entity in record["entities"] if entity["type"] in types]
+    entities.sort(key=lambda e: (e["start"], -e["end"], e["type"]))
+    if format == "iob":
+        view = flat_view(record | {"entities": entities}, cut=False)[0]
+        return "\n".join(f"{token}\t{tag}" for token, tag in zip(view["tokens"], view["tags"], strict=True))
+    if format == "inline":
+        return _with_tags(text, entities)
+    if format == "spans":
+        return to_json([{name: entity[name] for name in ("text", "type", "start", "end")} for entity in entities])
+    known = types if all_types else [type_ for type_ in types if any(e["type"] == type_ for e in entities)]
+    mentions = {type_: [" ".join(e["text"].split()) for e in entities if e["type"] == type_] for type_ in known}
+    if format == "json":
+        return to_json(mentions)
+    escaped = {type_: [mention.replace(";", "\\;") for mention in found] for type_, found in mentions.items()}
+    return "\n".join(f"{type_}: {'; '.join(found)}".rstrip() for type_, found in escaped.items()) or "-"
+
+
+def _with_tags(text, entities):
+    """The text with tags around all entities that can be nested into each other, the longest first."""
+    kept = []
+    for entity in sorted(entities, key=lambda e: (e["start"] - e["end"], e["start"])):
+        start, end = entity["start"], entity["end"]
+        crossing = any(start < a < end < b or a < start < b < end for a, b, _ in kept)
+        if "fragments" not in entity and not crossing:
+            kept.append((start, end, entity["type"]))
+    # At one place the inner ends come before the outer, ends before starts, outer starts before the inner.
+    marks = [(end, 0, -i, f"</{type_}>") for i, (start, end, type_) in enumerate(kept)]
+    marks += [(start, 1, i, f"<{type_}>") for i, (start, end, type_) in enumerate(kept)]
+    pieces, at = [], 0
+    for place, _, _, mark in sorted(marks):
+        pieces += [_escape(text[at:place]), mark]
+        at = place
+    return "".join([*pieces, _escape(text[at:])])
+
+
+def _escape(text):
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def parse_answer(answer, record, types, format, alignment="normalized", shots=()):
+    """Return {"entities", "status", "dropped"}: what an answer says about a record's text, placed in it, and what not.
+
+    Status: "ok"; "salvaged", where prose, quotes, commas or a cut end had to be got over, with all that is complete;
+    "unparsable"; "empty"; "refused". Nothing is guessed: a mention that is not in the text is in `dropped`, and
+    "leaked" if a shot has it. `alignment`: "exact", "normalized" (case, dashes, quotes, white space, Unicode forms),
+    "fuzzy" (and the one place that is nearly the same), or "position" (iob: the n-th tag to the n-th token).
+    """
+    plain = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=re.S | re.I).strip()
+    if not plain:
+        return {"entities": [], "status": "empty", "dropped": []}
+    fence = re.fullmatch(r"```[^\n]*\n(.*?)\n?```", plain, re.S)
+    reader = {"json": _read_json, "spans": _read_json, "lines": _read_lines, "inline": _read_inline, "iob": _read_iob}
+    items, whole = reader[format](fence[1] if fence else plain, record, types, alignment == "position")
+    if items is None:
+        return {"entities": [], "status": "refused" if REFUSAL.search(plain) else "unparsable", "dropped": []}
+    names = {_type_key(type_): type_ for type_ in types}
+    found, dropped = [], []
+    for mention, type_, span in items:
+        if _type_key(type_) in names:
+            found.append((mention, names[_type_key(type_)], span))
+        else:
+            dropped.append({"text": mention, "type": type_, "reason": "unknown_type"})
+    entities, lost = place_mentions(found, record["text"], alignment)
+    shown = {_fold(entity["text"])[0] for shot in shots for entity in shot["entities"]}
+    for item in lost:
+        leaked = item["reason"] == "not_in_text" and _fold(item["text"])[0] in shown
+        dropped.append(item | {"reason": "leaked"} if leaked else item)
+    return {"entities": entities, "status": "ok" if whole else "salvaged", "dropped": dropped}
+
+
+def _type_key(type_):
+    return re.sub(r"[\W_]+", " ", type_).strip().casefold()
+
+
+# Readers of answers: return ([(mention, type, its [start, end] in the text or None)], whether nothing had to be got
+# over), or (None, False) where nothing is understood.
+
+
+def _read_json(answer, record, types, by_position):
+    value, whole = loose_json(answer)
+    if value is None:
+        return None, False
+    items = list(_json_items(value))
+    return (items, whole) if items or value in ([], {}) or isinstance(value, dict) else (None, False)
+
+
+def _json_items(value, type_=None):
+    """Yield the items of an object type -> mentions, of a list of {"text", "type", ...}, or of either inside others."""
+    if isinstance(value, str) and type_ is not None and value.strip():
+        yield value, type_, None
+    elif isinstance(value, list):
+        for each in value:
+            yield from _json_items(each, type_)
+    elif isinstance(value, dict) and isinstance(value.get("text"), str) and isinstance(value.get("type", type_), str):
+        span = [value.get("start"), value.get("end")]
+        yield value["text"], value.get("type", type_), span if all(type(edge) is int for edge in span) else None
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _json_items(each, key)
+
+
+JSON_TOKEN = re.compile(
+    r"""\s*(?:(?P<mark>[{}\[\]:,])|"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^\\]|\\.)*?)'(?=\s*[,:\]}]|\s*\Z)"""
+    r"""|(?P<word>[^\s{}\[\]:,"']+))""",
+    re.S,
+)
+
+
+def loose_json(text):
+    """Return (the first JSON object or array in a text, whether it is the whole text and valid), or (None, False).
+
+    Prose around it, single quotes, trailing commas and Python's words are got over; of a value that is cut, what is
+    complete is kept.
+    """
+    try:
+        value = json.loads(text)
+        return (value, True) if isinstance(value, (dict, list)) else (None, False)
+    except (ValueError, RecursionError):
+        start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
+    if start < 0:
+        return None, False
+    top, stack, key, at = [], [], None, start
+    here = top
+    while match := JSON_TOKEN.match(text, at):
+        at, mark = match.end(), match["mark"]
+        if mark in ("{", "["):
+            new = {} if mark == "{" else []
+            _put(here, key, new)
+            stack.append((here, key))
+            here, key = new, None
+        elif mark in ("}", "]"):
+            here, key = stack.pop()
+            key = None
+            if not stack:
+                break
+        elif mark == ",":
+            key = None
+        elif mark != ":":
+            value = _json_value(match)
+            if isinstance(here, dict) and key is None:
+                key = str(value)
+            else:
+                _put(here, key, value)
+    return (top[0], False) if top else (None, False)
+
+
+def _put(container, key, value):
+    if isinstance(container, list):
+        container.append(value)
+    elif key is not None:
+        container[key] = value
+
+
+def _json_value(match):
+    if match["word"] is not None:
+        return int(match["word"]) if re.fullmatch(r"-?\d{1,15}", match["word"]) else None
+    string = match["double"] if match["double"] is not None else match["single"].replace("\\'", "'")
+    try:
+        return json.loads(f'"{string}"' if match["double"] is not None else json.dumps(string), strict=False)
+    except ValueError:
+        return string
+
+
+def _read_lines(answer, record, types, by_position):
+    names = {_type_key(type_) for type_ in types}
+    items, known, other = [], 0, 0
+    for line in answer.split("\n"):
+        head, _, rest = BULLET.sub("", line).partition(":")
+        mentions = [each.replace("\\;", ";").strip(" *_`") for each in re.split(r"(?<!\\);", rest)]
+        mentions = [each for each in mentions if each.casefold() not in NOTHING]
+        if not line.strip() or line.strip().casefold() in NOTHING:
+            known += bool(line.strip())
+        elif _type_key(head) in names or (mentions and len(head.split()) <= 3 and not rest.rstrip().endswith(".")):
+            known += _type_key(head) in names
+            items += [(mention, head.strip(" *_`"), None) for mention in mentions]
+        else:
+            other += 1
+    return (items, not other) if known else (None, False)
+
+
+def _read_inline(answer, record, types, by_position):
+    known = "|".join(re.escape(type_) for type_ in sorted(types, key=len, reverse=True))
+    tag = re.compile(rf"<(/?)\s*({known}|[^\W\d][\w-]*)\s*>", re.I)
+    plain, open_, spans, at = "", [], [], 0
+    for match in tag.finditer(answer):
+        plain += _unescape(answer[at : match.start()])
+        at = match.end()
+        if not match[1]:
+            open_.append((match[2], len(plain)))
+            continue
+        inner = [i for i, (type_, _) in enumerate(open_) if type_.casefold() == match[2].casefold()]
+        if inner:
+            type_, start = open_.pop(inner[-1])
+            spans.append((start, len(plain), type_))
+    plain += _unescape(answer[at:])
+    if not spans and "".join(plain.split()) != "".join(record["text"].split()):
+        return None, False
+    places = _token_places(plain, record["text"])
+    items = [(plain[a:b], type_, _project(a, b, *places)) for a, b, type_ in sorted(spans)]
+    return items, not open_ and "".join(plain.split()) == "".join(record["text"].split())
+
+
+def _unescape(text):
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
+def _token_places(source, target):
+    """(offsets of source's tokens, of target's, {source token: target token}) of a text and what should be its copy."""
+    offsets = tokenize(source), tokenize(target)
+    words = [[text[a:b].casefold() for a, b in each] for text, each in zip((source, target), offsets, strict=True)]
+    return *offsets, _same_tokens(*words)
+
+
+def _same_tokens(source, target):
+    """{index in source: index in target} of the tokens that a common alignment of both holds."""
+    if source == target:
+        return {i: i for i in range(len(source))}
+    blocks = SequenceMatcher(None, source, target, False).get_matching_blocks()
+    return {i + k: j + k for i, j, n in blocks for k in range(n)}
+
+
+def _project(start, end, source, target, same):
+    """Where source[start:end] stands in the target; None where its tokens are not there, one after the other."""
+    inside = [i for i, (a, b) in enumerate(source) if a < end and b > start]
+    there = [same.get(i) for i in inside]
+    if not inside or None in there or there != list(range(there[0], there[0] + len(there))):
+        return None
+    first, last = target[there[0]], target[there[-1]]
+    return [first[0] + max(0, start - source[inside[0]][0]), last[1] - max(0, source[inside[-1]][1] - end)]
+
+
+def _read_iob(answer, record, types, by_position):
+    lines = [line for line in answer.split("\n") if line.strip()]
+    pairs = [(match[1], match[2]) if (match := TAG_LINE.fullmatch(line)) else (line.strip(), "O") for line in lines]
+    whole = all(TAG_LINE.fullmatch(line) for line in lines)
+    if not any(TAG_LINE.fullmatch(line) for line in lines):
+        return None, False
+    text = record["text"]
+    offsets = record["offsets"] if record.get("pretokenized") else tokenize(text)
+    tokens = [text[a:b] for a, b in offsets]
+    if by_position:  # as the code of Lu et al. did: what is no `token: TAG` is O, and the n-th line is the n-th token's
+        parts = [re.sub(r"[\[\]]", "", line).split(": ") for line in lines]
+        pairs = [
+            (part[0], part[1].strip() if len(part) == 2 and TAG.fullmatch(part[1].strip()) else "O") for part in parts
+        ]
+    words = [word for word, _ in pairs]
+    if by_position:
+        same = {i: i for i in range(min(len(words), len(tokens)))}
+    else:
+        same = _same_tokens([word.casefold() for word in words], [token.casefold() for token in tokens])
+    tags = ["O"] * len(tokens)
+    for i, j in same.items():
+        tags[j] = pairs[i][1]
+    items = [(text[offsets[a][0] : offsets[b - 1][1]], type_, [offsets[a][0], offsets[b - 1][1]])
+             for a, b, type_ in tag_spans(tags)]  # fmt: skip
+    for a, b, type_ in [] if by_position else tag_spans([tag for _, tag in pairs]):
+        if not any(i in same for i in range(a, b)):
+            items.append((" ".join(words[a:b]), type_, None))
+    return items, whole and len(same) == len(words) == len(tokens)
+
+
+# ---- alignment of mentions to the text
+
+
+def place_mentions(items, text, alignment="normalized"):
+    """Place (mention, type, [start, end] or None) in a text: return (entities in text order, [{text, type, reason}]).
+
+    Offsets that hold the mention are taken. Of the rest the longest come first, each to the leftmost whole-word
+    occurrence that no placed one covers, else to one inside another, else inside a word; where there is none, the same
+    with what agrees but for case, dashes, quotes, white space and Unicode forms (`normalized`), then `scattered` words,
+    then what is nearly the same (`fuzzy`). A type takes an occurrence once; who comes too late is `surplus`. Of gold's
+    strings, in sentences, offsets come back for 99.8 % (JNLPBA, RareDis, NEREL-BIO) to 99.997 % (BC5CDR).
+    """
+    entities, dropped, taken, rest = [], [], set(), []
+
+    def put(spans, type_):
+        start, end = spans[0][0], spans[-1][1]
+        taken.add((start, end, type_))
+        entity = {"start": start, "end": end, "type": type_, "text": span_text(text, spans)}
+        entities.append(entity | ({"fragments": [list(span) for span in spans]} if len(spans) > 1 else {}))
+
+    for mention, type_, span in items:
+        whole = [span] if span and text[slice(*span)] == mention else span and scattered(mention, text, *span)
+        if whole and 0 <= span[0] < span[1] and (*span, type_) not in taken:
+            put(whole, type_)
+        else:
+            rest.append((mention, type_))
+    for mention, type_ in sorted(rest, key=lambda item: -len(item[0])):
+        places = occurrences(mention, text, alignment)
+        free = [span for span in places if (*span, type_) not in taken]
+        outside = [span for span in free if not any(a <= span[0] and span[1] <= b for a, b, _ in taken)]
+        spans = [(outside or free)[0]] if free else []
+        if not places and alignment != "exact":
+            spans = scattered(mention, text)
+        if spans and (spans[0][0], spans[-1][1], type_) not in taken:
+            put(spans, type_)
+        else:
+            reason = "surplus" if places or spans else "not_in_text"
+            dropped.append({"text": mention, "type": type_, "reason": reason})
+    return sorted(entities, key=lambda e: (e["start"], -e["end"], e["type"])), dropped
+
+
+def occurrences(mention, text, alignment="normalized"):
+    """The (start, end) of a mention in a text: whole words first; of the first stage that finds any."""
+    mention = mention.strip()
+    found = _find(mention, text)
+    if not found and alignment != "exact":
+        folded, places = _fold(text)
+        wanted = _fold(mention)[0]
+        found = [(places[a], places[b - 1] + 1) for a, b in _find(wanted, folded)]
+        if not found and alignment == "fuzzy" and len(wanted) > 3:
+            found = [(places[a], places[b - 1] + 1) for a, b in _nearly(wanted, folded)]
+    return found
+
+
+def _find(mention, text):
+    """All occurrences, those at word boundaries before those inside words."""
+    if not mention:
+        return []
+    found = [(m.start(), m.start() + len(mention)) for m in re.finditer(f"(?={re.escape(mention)})", text)]
+    return sorted(found, key=lambda span: (_in_word(text, span[0]) or _in_word(text, span[1]), span))
+
+
+def _in_word(text, at):
+    return 0 < at < len(text) and text[at - 1].isalnum() and (text[at].isalnum() or unicodedata.combining(text[at]) > 0)
+
+
+@lru_cache(maxsize=4096)
+def _fold(text):
+    """(the text in NFKD, without case, fancy dashes and quotes, runs of white space; the place of each character)."""
+    folded, places = [], []
+    for i, character in enumerate(text.translate(LOOKALIKES)):
+        if character.isspace():
+            if folded and folded[-1] != " ":
+                folded.append(" ")
+                places.append(i)
+        elif character not in "\u00ad\u200b\u200c\u200d\ufeff":
+            for each in unicodedata.normalize("NFKD", character).casefold():  # character by character, so not NFKC
+                folded.append(each)
+                places.append(i)
+    if folded and folded[-1] == " ":
+        folded.pop()
+        places.pop()
+    return "".join(folded), places
+
+
+def scattered(mention, text, start=0, end=None):
+    """The fragments of a mention whose words stand in text[start:end] in their order; without `end`, GAP apart at most.
+
+    The shortest stretch of text that holds them, in as few fragments as it can; [] if another one is as short. So come
+    back, from their strings alone, 721 of RareDis' 767 discontinuous mentions and 460 of 475 of NEREL-BIO's train and
+    dev, in sentences; 29 and 8 come back elsewhere, the others not.
+    """
+    folded, places = _fold(text[start:end])
+    spans, wanted = tokenize(folded), _fold(mention)[0]
+    words, wanted = [folded[a:b] for a, b in spans], [wanted[a:b] for a, b in tokenize(wanted)]
+    hulls = []
+    for first in [i for i, word in enumerate(words) if len(wanted) > 1 and word == wanted[0]]:
+        at = first
+        for word in wanted[1:]:
+            at = next((i for i in range(at + 1, len(words)) if words[i] == word), None)
+            if at is None or (end is None and spans[at][1] - spans[first][0] > len(mention) + GAP):
+                break
+        else:
+            hulls.append((spans[at][1] - spans[first][0], first, at))
+    hulls.sort()
+    if not hulls or (len(hulls) > 1 and hulls[0][0] == hulls[1][0]):
+        return []
+    _, first, last = hulls[0]
+    paths = {first: (1, [first])}  # token of the last word so far -> (fragments, tokens)
+    for word in wanted[1:]:
+        paths = {i: min((n + (i > j + 1), [*path, i]) for j, (n, path) in paths.items() if j < i)
+                 for i in range(min(paths) + 1, last + 1) if words[i] == word}  # fmt: skip
+    found = []
+    for i in paths[last][1]:
+        here, there = start + places[spans[i][0]], start + places[spans[i][1] - 1] + 1
+        if found and not text[found[-1][1] : here].strip():
+            found[-1][1] = there
+        else:
+            found.append([here, there])
+    return found
+
+
+def _nearly(wanted, text, least=0.9):
+    """The one run of whole words that is nearly the wanted one; none if another comes as near."""
+    words, size = tokenize(text), len(tokenize(wanted))
+    scored = []
+    for n in {max(1, size - 1), size, size + 1}:
+        for i in range(len(words) - n + 1):
+            span = words[i][0], words[i + n - 1][1]
+            matcher = SequenceMatcher(None, text[slice(*span)], wanted, False)
+            if matcher.real_quick_ratio() >= least and matcher.quick_ratio() >= least:
+                scored.append((matcher.ratio(), span))
+    scored = sorted((pair for pair in scored if pair[0] >= least), reverse=True)
+    return [scored[0][1]] if scored and (len(scored) == 1 or scored[0][0] > scored[1][0]) else []

@@ -7,6 +7,7 @@ import json
 import time
 import unicodedata
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import utils
-from utils import DataError, flat_entities, flat_tags, flat_view, fragments, read_records, tag_spans, writing
+from utils import (
+    DataError,
+    flat_entities,
+    flat_tags,
+    flat_view,
+    fragments,
+    iob_record,
+    read_records,
+    tag_spans,
+    writing,
+)
 
 FILES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LOGIC = settings(max_examples=200, deadline=None)
@@ -660,3 +671,235 @@ def test_reading_streams(tmp_path, monkeypatch):
     next(stream)
     assert read[0].raw.tell() < 1_000_000
     stream.close()
+
+
+# ---------------------------------------------------------------------------- prompts and answers
+
+
+def keys(entities):
+    return sorted((e["start"], e["end"], e["type"], str(e.get("fragments"))) for e in entities)
+
+
+def can_hold(record, format):
+    """Whether a format can say a record's entities, and parse_answer must give them back."""
+    text, entities = record["text"], record["entities"]
+    if not text.strip() or any(len(fragments(e)) > 1 for e in entities):
+        return False  # most come back as `scattered` words, but that is no promise
+    if format == "spans":
+        return True
+    spans = [(e["start"], e["end"]) for e in entities]
+    if format == "inline":
+        crossing = any(a < c < b < d for a, b in spans for c, d in spans)
+        return not crossing and all(e["text"] == e["text"].strip() for e in entities)
+    if format == "iob":
+        offsets = record["offsets"] if record.get("pretokenized") else utils.tokenize(text)
+        edges = {start for start, _ in offsets}, {end for _, end in offsets}
+        kept, lost = flat_entities(entities, text)
+        return not lost and all(a in edges[0] and b in edges[1] for a, b, _ in kept) and sorted(spans) == sorted(
+            (a, b) for a, b, _ in kept)  # fmt: skip
+    mentions = {(e["start"], e["end"]): " ".join(e["text"].split()) for e in entities}
+    if format == "lines" and any(mention.casefold() in utils.NOTHING for mention in mentions.values()):
+        return False  # it says that there is none
+    return all(utils.occurrences(mention, text) == [span] for span, mention in mentions.items())  # repeats: measured
+
+
+@st.composite
+def labelled(draw):
+    """A record of words and odd characters, with continuous entities that begin and end with a letter."""
+    pieces = st.sampled_from(["fever", "IL", "2", "-", "<b>", "&", ";", "é", "боль", "𝛃", "joint pain", "\n"])
+    words = draw(st.lists(pieces, min_size=1, max_size=12))
+    text = " ".join(words)
+    tokens = utils.tokenize(text)
+    made = []
+    for _ in range(draw(st.integers(0, 4))):
+        first = draw(st.integers(0, len(tokens) - 1)) if tokens else 0
+        last = min(len(tokens) - 1, first + draw(st.integers(0, 2)))
+        if tokens and text[tokens[first][0] : tokens[last][1]].strip():
+            type_ = draw(st.sampled_from(["A", "RARE-DISEASE", "Б"]))
+            made.append(entity(text, tokens[first][0], tokens[last][1], type_))
+    unique = {(e["start"], e["end"], e["type"]): e for e in made}
+    return {"id": "a", "doc_id": "a", "text": text, "entities": list(unique.values())}
+
+
+@settings(max_examples=400, deadline=None)
+@given(labelled(), st.sampled_from(utils.FORMATS), st.booleans())
+def test_what_a_format_can_hold_comes_back(record, format, all_types):
+    types = ["A", "RARE-DISEASE", "Б"]
+    answer = utils.render_answer(record, types, format, all_types)
+    parsed = utils.parse_answer(answer, record, types, format)
+    if can_hold(record, format):
+        assert parsed == {"entities": parsed["entities"], "status": "ok", "dropped": []}
+        assert keys(parsed["entities"]) == keys(record["entities"])
+    for found in parsed["entities"]:
+        utils.check_entity(found, record["text"])  # a span of the text, whatever came in
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text(max_size=60) | st.text(st.sampled_from('{}[]",:\'ab \n<>/AO-\tB;&`'), max_size=60),
+       st.sampled_from(utils.FORMATS), texts)  # fmt: skip
+def test_no_answer_breaks_the_parser(answer, format, text):
+    record = {"id": "a", "doc_id": "a", "text": text, "entities": []}
+    parsed = utils.parse_answer(answer, record, ["A", "B"], format, "fuzzy")
+    assert parsed["status"] in utils.STATUSES and all(item["reason"] in utils.REASONS for item in parsed["dropped"])
+    for found in parsed["entities"]:
+        utils.check_entity(found, text)
+
+
+TEXT = "Fever, joint pain and IL-2 in Crohn’s disease; no fever since."
+
+
+def parsed(answer, format, types=("SIGN", "GENE", "DISEASE"), **options):
+    record = {"id": "a", "doc_id": "a", "text": TEXT, "entities": []}
+    found = utils.parse_answer(answer, record, list(types), format, **options)
+    return found["status"], [(e["text"], e["type"]) for e in found["entities"]], found["dropped"]
+
+
+WANTED = [("joint pain", "SIGN"), ("IL-2", "GENE"), ("Crohn’s disease", "DISEASE")]
+
+
+@pytest.mark.parametrize("answer, format, status", [
+    ('{"SIGN": ["joint pain"], "GENE": ["IL-2"], "DISEASE": ["Crohn\'s disease"]}', "json", "ok"),
+    ('```json\n{"SIGN": ["joint pain"], "GENE": ["IL-2"], "DISEASE": ["Crohn’s disease"]}\n```', "json", "ok"),
+    ("<think>{fever?}</think>\n{'sign': ['joint pain',], 'Gene': 'IL-2', 'disease': ['Crohn's disease']}", "json",
+     "salvaged"),
+    ('Here you are:\n{"SIGN": ["joint  pain"], "GENE": ["IL‑2"], "DISEASE": ["crohn\'s DISEASE"]} Anything else?',
+     "json", "salvaged"),
+    ('{"entities": [{"text": "joint pain", "type": "SIGN"}, {"text": "IL-2", "type": "GENE"},'
+     ' {"text": "Crohn’s disease", "type": "DISEASE"}]}', "json", "ok"),
+    ('{"SIGN": ["joint pain"], "GENE": ["IL-2"], "DISEASE": ["Crohn’s disease", "no fe', "json", "salvaged"),
+    ('[{"text": "joint pain", "type": "SIGN", "start": 7, "end": 17}, {"text": "IL-2", "type": "GENE", "start": 1, '
+     '"end": 5}, {"text": "Crohn’s disease", "type": "DISEASE", "start": 30, "end": 45}]', "spans", "ok"),
+    ('[{"text": "joint pain", "type": "SIGN"}, {"text": "IL-2", "type": "GENE"}, {"text": "Crohn’s disease", "type": '
+     '"DISEASE"}, {"text": "fev', "spans", "salvaged"),
+    ("SIGN: joint pain\nGENE: IL-2\nDISEASE: Crohn’s disease", "lines", "ok"),
+    ("- **Sign**: joint pain\n- **Gene**: IL-2; none\n* Disease: Crohn's disease", "lines", "ok"),
+    ("I found these:\nsign: joint pain\ngene: IL-2\ndisease: Crohn’s disease", "lines", "salvaged"),
+    ("Fever, <SIGN>joint pain</SIGN> and <GENE>IL-2</GENE> in <DISEASE>Crohn’s disease</DISEASE>; no fever since.",
+     "inline", "ok"),
+    ("Fever, <sign>joint pain</sign> and <GENE>IL-2</GENE> in <DISEASE>Crohn's disease</DISEASE>.", "inline",
+     "salvaged"),
+    ("Fever\tO\n,\tO\njoint\tB-SIGN\npain\tI-SIGN\nand\tO\nIL\tB-GENE\n-\tI-GENE\n2\tI-GENE\nin\tO\nCrohn\tB-DISEASE\n"
+     "’\tI-DISEASE\ns\tI-DISEASE\ndisease\tI-DISEASE\n;\tO\nno\tO\nfever\tO\nsince\tO\n.\tO", "iob", "ok"),
+    ("### Output:\nFever : O\njoint : B-SIGN\npain : I-SIGN\n[and : O]\nIL : B-GENE\n- : I-GENE\n2 : I-GENE\n"
+     "Crohn : B-DISEASE\n’ : I-DISEASE\ns : I-DISEASE\ndisease : I-DISEASE\n", "iob", "salvaged"),
+])  # fmt: skip
+def test_answers_as_models_write_them(answer, format, status):
+    assert parsed(answer, format) == (status, WANTED, [])
+
+
+@pytest.mark.parametrize("answer, format, status", [
+    ("", "json", "empty"), ("<think>hm", "json", "empty"), (" \n", "iob", "empty"), ("{}", "json", "ok"),
+    ("[]", "spans", "ok"),
+    ("-", "lines", "ok"), ("none", "lines", "ok"), (TEXT, "inline", "ok"), ("SIGN:\nGENE:", "lines", "ok"),
+    ("There is nothing to find.", "json", "unparsable"), ("There is nothing to find.", "inline", "unparsable"),
+    ("There is nothing to find.", "iob", "unparsable"), ("Well, let me see", "lines", "unparsable"),
+    ("I'm sorry, but I can't help with patient data.", "json", "refused"), ("Lo siento, no puedo.", "lines", "refused"),
+    ("К сожалению, я не могу.", "spans", "refused"), ("[1, 2]", "json", "unparsable"),
+])  # fmt: skip
+def test_nothing_found_is_told_from_nothing_understood(answer, format, status):
+    assert parsed(answer, format) == (status, [], [])
+
+
+def test_what_can_not_be_placed_is_said():
+    shot = {"id": "s", "text": "cough", "entities": [{"start": 0, "end": 5, "type": "SIGN", "text": "cough"}]}
+    answer = json.dumps({"SIGN": ["fever", "Fever", "fever", "cough", "rash"], "DRUG": ["IL-2"]})
+    status, found, dropped = parsed(answer, "json", shots=[shot])
+    assert status == "ok" and found == [("Fever", "SIGN"), ("fever", "SIGN")]
+    assert dropped == [
+        {"text": text, "type": type_, "reason": reason}
+        for text, type_, reason in (
+            ("IL-2", "DRUG", "unknown_type"),
+            ("fever", "SIGN", "surplus"),
+            ("cough", "SIGN", "leaked"),
+            ("rash", "SIGN", "not_in_text"),
+        )
+    ]
+    assert parsed('{"DISEASE": ["Chron’s diseases"]}', "json")[1] == []
+    assert parsed('{"DISEASE": ["Chrohn’s disease"]}', "json", alignment="fuzzy")[1] == [WANTED[2]]
+    assert parsed('{"DISEASE": ["Crohn\'s disease"]}', "json", alignment="exact")[1] == []
+
+
+def test_placement():
+    def place(text, *items, **options):
+        found, dropped = utils.place_mentions([(*item, None) for item in items], text, **options)
+        return [(e["start"], e["end"], e["type"]) for e in found], [item["reason"] for item in dropped]
+
+    assert place("painful pain", ("pain", "A")) == ([(8, 12, "A")], [])  # a whole word first
+    assert place("joint pain, pain", ("pain", "A"), ("joint pain", "B")) == ([(0, 10, "B"), (12, 16, "A")], [])
+    assert place("joint pain", ("pain", "A"), ("joint pain", "B")) == ([(0, 10, "B"), (6, 10, "A")], [])
+    assert place("IL-2 and IL-2", ("IL-2", "A"), ("IL-2", "B")) == ([(0, 4, "A"), (9, 13, "B")], [])
+    assert place("IL-2", ("IL-2", "A"), ("IL-2", "B"), ("IL-2", "A")) == ([(0, 4, "A"), (0, 4, "B")], ["surplus"])
+    assert place("e\u0301tat ﬁbreux", ("état fibreux", "A")) == ([(0, 12, "A")], [])  # composed or not, ligatures
+    assert place("a\u00a0\u200bb", ("a b", "A")) == ([(0, 4, "A")], [])
+    record = {"text": "Fever and joint pain in both knees."}
+    [found], dropped = utils.place_mentions([("joint pain knees", "A", None)], record["text"])
+    assert found["fragments"] == [[10, 20], [29, 34]] and found["text"] == "joint pain knees" and dropped == []
+    assert utils.scattered("pain knees", "pain or pain in knees of pain knees a") == [[25, 35]]  # the shortest stretch
+    assert utils.scattered("a b", "a x b a y b") == []  # two are as short: no guess
+    assert utils.scattered("a b", "a " + "x " * 200 + "b") == []
+
+
+def test_positions_are_for_one_paper_alone():
+    """The n-th tag to the n-th token, as Lu et al. aligned: an echoed heading shifts all, and the rest is cut."""
+    record = iob_record("r", "r", ["joint", "pain", "now"], ["O", "O", "O"])
+    answer = "### Output:\njoint : B-SIGN\npain : I-SIGN\nnow : O"
+    shifted = utils.parse_answer(answer, record, ["SIGN"], "iob", "position")["entities"]
+    assert [e["text"] for e in shifted] == ["pain now"]
+    assert [e["text"] for e in utils.parse_answer(answer, record, ["SIGN"], "iob")["entities"]] == ["joint pain"]
+
+
+def test_messages_hold_what_never_changes_first():
+    shot = {"id": "s", "text": "No cough <now>.", "entities": [{"start": 3, "end": 8, "type": "SIGN", "text": "cough"}]}
+    record = {"id": "a", "doc_id": "a", "text": TEXT, "entities": []}
+    types, described = ["SIGN", "GENE"], {"SIGN": "found on examination"}
+    for language in utils.INSTRUCTIONS:
+        assert utils.INSTRUCTIONS[language].keys() == utils.INSTRUCTIONS["en"].keys()
+        for format in utils.FORMATS:
+            made = utils.render_messages(record, types, format, [shot], [{"text": "P"}], described, None, language)
+            assert [message["role"] for message in made] == ["system", "user", "assistant", "user"]
+            assert "- SIGN: found on examination\n- GENE\n" in made[0]["content"] and made[0]["content"].endswith("\nP")
+            assert made[2]["content"] == utils.render_answer(shot, types, format)
+            assert made[3]["content"] == (TEXT if format != "iob" else "\n".join(
+                TEXT[a:b] for a, b in utils.tokenize(TEXT)))  # fmt: skip
+    own = utils.render_messages(record, types, "json", instruction="Do it.")[0]["content"]
+    assert own.startswith("Do it.\n\nTypes:")
+    assert utils.render_answer(shot, ["GENE"], "json", all_types=True) == '{"GENE": []}'
+
+
+ALIGNED = {  # corpus: its archive, share of gold offsets that come back from the strings of json answers, in sentences
+    "bc5cdr": ("pubtator", None, 0.999), "pharmaconer": (None, "PharmaCoNERCorpus.tar.xz", 0.998),
+    "biored": (None, None, 0.998), "ncbi-disease": ("pubtator", None, 0.997), "rudrec": (None, None, 0.997),
+    "nerel-bio": (None, "nerel-bio-v1.0.tar.xz", 0.997), "jnlpba": (None, "standoff.tar.xz", 0.995),
+    "raredis": (None, "train.zip", 0.997),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_gold_comes_back_from_the_answers_of_real_corpora(name, corpus, cli, tmp_path, capsys):
+    """All formats: what one can hold comes back whole; json: nothing that is in the text is lost, and offsets agree."""
+    below, archive, least = ALIGNED[name]
+    folder = corpus(name, archive)
+    done = cli("brat2iob.py", "--input", folder / below if below else folder, "--output_dir", tmp_path, "--to", "jsonl")
+    assert done.returncode in (0, 1), done.stderr
+    records = [r for path in sorted(tmp_path.glob("*.jsonl")) if "crlf" not in path.name for r in read_records(path)]
+    types = sorted({e["type"] for r in records for e in r["entities"]})
+    found = gold = 0
+    for record in records:
+        whole = [e for e in record["entities"] if len(fragments(e)) == 1]
+        items = [(e["text"], type_, None) for type_ in types for e in whole if e["type"] == type_]
+        placed, dropped = utils.place_mentions(items, record["text"])
+        assert not dropped
+        spans = [Counter((e["start"], e["end"]) for e in side) for side in (whole, placed)]
+        found += (spans[0] & spans[1]).total()
+        gold += len(whole)
+    lost = {}
+    for format in utils.FORMATS:
+        for record in records[:: 1 + len(records) // 1500]:
+            answer = utils.render_answer(record, types, format)
+            back = keys(utils.parse_answer(answer, record, types, format)["entities"]) == keys(record["entities"])
+            assert back or not can_hold(record, format), (format, record["id"])
+            lost[format] = lost.get(format, 0) + (not back)
+    with capsys.disabled():
+        print(f"\n{name}: offsets {found / gold:.5f} of {gold:,} mentions; records not the same again, of "
+              f"{len(records[:: 1 + len(records) // 1500]):,}: {lost}")  # fmt: skip
+    assert found / gold >= least
