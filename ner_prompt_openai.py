@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["openai>=1.109"]
+# dependencies = ["openai>=1.109", "tqdm"]
 # ///
 """Ask an LLM behind any OpenAI-compatible endpoint for the entities of records, and place its answers in the texts.
 
@@ -356,7 +356,7 @@ class Endpoint:
 
 async def ask_all(todo, total, answers, args):
     """Ask for all of `todo`, (types, messages, hash, tokens) each, --max_concurrency at a time; return the Endpoint."""
-    from tqdm import tqdm  # comes with openai
+    from tqdm import tqdm
 
     endpoint, loop = Endpoint(args), asyncio.get_running_loop()
     with contextlib.suppress(NotImplementedError):  # no such handlers on Windows
