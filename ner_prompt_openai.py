@@ -38,6 +38,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from urllib.parse import urlparse
@@ -63,9 +64,12 @@ SHOWN = ("shots", "passages")
 WORST = ("failed", "refused", "unparsable", "empty", "truncated", "salvaged", "ok")  # of several answers to one text
 TRANSIENT = (408, 409, 429)  # and all from 500 on: worth another try
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server's Retry-After says more
-SURE = 600.0  # seconds of Retry-After that are waited for at most
-CHARACTERS = 3.5  # per token, about, in English; for estimates before the server has counted
-LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+PATIENCE = 600.0  # seconds of Retry-After that are waited for at most
+BYTES = 3.5  # of UTF-8 per token, about; for estimates, and where a server does not count
+ANSWER = 100  # tokens of an answer, about, before there is one
+FORMAT_WORDS = re.compile("response_?format|schema|json|grammar", re.I)
+TOO_LONG = re.compile("context|too (long|large|many tokens)|maximum.{0,20}length|exceed", re.I)
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Stop(Exception):
@@ -177,7 +181,8 @@ class Answers:
 
     def __init__(self, path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.file, self.lines, at = path, open(path, "a+b"), {}, 0  # noqa: SIM115 (closed by close)
+        self.path, self.file, at = path, open(path, "a+b"), 0  # noqa: SIM115 (closed by close)
+        self.lines, self.used = {}, Counter()  # the best line for each hash; tokens of all lines
         lock(self.file, path)
         self.file.seek(0)
         for raw in self.file:
@@ -191,13 +196,19 @@ class Answers:
             at += len(raw)
 
     def take(self, line):
-        """Keep a line for its hash; an error does not replace an answer that was cut."""
-        if "error" not in line or "answer" not in self.lines.get(line["request"], {}):
+        """Keep a line for its hash, and count what it cost; nothing worse replaces an answer."""
+        self.used.update(line.get("usage") or {})
+        before = self.lines.get(line["request"], {})
+        if line.get("answer") or not before.get("answer"):
             self.lines[line["request"]] = line
 
     def add(self, line):
-        self.file.write(to_json(line).encode("utf-8") + b"\n")
-        self.file.flush()
+        try:
+            self.file.write(to_json(line).encode("utf-8") + b"\n")
+            self.file.flush()
+        except OSError as error:
+            error.filename = self.path
+            raise
         self.take(line)
 
     def close(self):
@@ -220,19 +231,29 @@ def lock(file, path):
 # ---------------------------------------------------------------------------- the endpoint
 
 
+def client_of(kind, args):
+    """An openai client, AsyncOpenAI or OpenAI: no retries of its own, no redirects; loopback hosts through no proxy."""
+    import openai
+
+    transport = {"AsyncOpenAI": openai.DefaultAsyncHttpxClient, "OpenAI": openai.DefaultHttpxClient}[kind]
+    http = transport(follow_redirects=False, trust_env=host_of(args) not in LOOPBACK)
+    key = (os.environ.get(args.api_key_env) or "none").strip()  # local servers want some string
+    return getattr(openai, kind)(
+        base_url=args.base_url, api_key=key, max_retries=0, timeout=args.timeout, http_client=http
+    )
+
+
 class Endpoint:
     """One server: what it accepts, what was paid, and when the next request may go."""
 
-    def __init__(self, args):
-        import openai
-
-        key = os.environ.get(args.api_key_env) or "none"  # local servers want some string
-        self.client = openai.AsyncOpenAI(base_url=args.base_url, api_key=key, max_retries=0, timeout=args.timeout)
-        self.args, self.key, self.counts, self.next = args, key, Counter(), 0.0
+    def __init__(self, args, answers=None):
+        self.args, self.counts, self.next, self.stop, self.reserved = args, Counter(), 0.0, None, 0.0
+        self.answers, self.key = answers, (os.environ.get(args.api_key_env) or "none").strip()
         auto = ["json_schema", "json_object", "none"] if args.format == "json" else ["json_schema", "none"]
         self.modes = auto if args.response_format == "auto" else [args.response_format]
         self.modes = self.modes if args.format in ("json", "spans") else ["none"]
-        self.limit_name, self.proven = "max_completion_tokens", False
+        self.limit_name = "max_completion_tokens"
+        self.proven = any("answer" in line for line in answers.lines.values()) if answers else False
 
     def request(self, types, messages, tokens):
         """The parameters of one request."""
@@ -244,106 +265,111 @@ class Endpoint:
             body["response_format"] = form[self.modes[0]]
         return body | ({"extra_body": self.args.extra_body} if self.args.extra_body else {})
 
-    def cost(self):
-        """What the answers so far cost, by --price."""
+    def price_of(self, used):
         into, out = self.args.price or (0.0, 0.0)
-        return (self.counts["prompt_tokens"] * into + self.counts["completion_tokens"] * out) / 1e6
+        return (used["prompt_tokens"] * into + used["completion_tokens"] * out) / 1e6
+
+    def estimate(self, messages, tokens):
+        """What one request will cost, by the size of its messages and the answers so far."""
+        into = sum(len(message["content"].encode("utf-8")) for message in messages) / BYTES
+        out = tokens or self.counts["completion_tokens"] / max(1, self.counts["answers"]) or ANSWER
+        return self.price_of({"prompt_tokens": into, "completion_tokens": out})
+
+    def reserve(self, cost):
+        """Set aside what a request will cost; stop where --max_cost, with all that was paid before, would be passed."""
+        spent = self.price_of(self.answers.used)
+        if self.args.max_cost is not None and spent + self.reserved + cost > self.args.max_cost:
+            raise Stop(f"--max_cost {self.args.max_cost}: {spent:.4f} is spent, now and before, and the next "
+                       "request might pass it")  # fmt: skip
+        self.reserved += cost
 
     async def turn(self):
-        """Wait until the next request may go, by --rpm; stop where --max_cost would be passed."""
-        if self.args.max_cost is not None and self.cost() + self.expected() > self.args.max_cost:
-            raise Stop(f"--max_cost {self.args.max_cost}: {self.cost():.4f} is spent, and the next request would pass "
-                       "it; the same command with more goes on from here")  # fmt: skip
+        """Wait until the next request may go, by --rpm."""
         if self.args.rpm:
             now = time.monotonic()
             self.next = max(self.next, now) + 60.0 / self.args.rpm
             await asyncio.sleep(self.next - 60.0 / self.args.rpm - now)
 
-    def expected(self):
-        """What the requests under way, and one more, will cost: as much each as those before."""
-        return self.cost() / max(1, self.counts["answers"]) * (self.counts["under way"] + 1)
-
     async def ask(self, types, messages, tokens):
         """Return the line of one answer, after retries; one with an `error` where they did not help."""
-        started, why = time.monotonic(), ""
-        for attempt in range(self.args.max_retries + 1):
+        started, line, attempt, cost = time.monotonic(), {}, 0, self.estimate(messages, tokens)
+        while attempt <= self.args.max_retries:
             await self.turn()
+            if self.stop:
+                raise self.stop
+            self.reserve(cost)
             self.counts["requests"] += 1
-            self.counts["under way"] += 1
             try:
-                reply, wait = await self.send(types, messages, tokens)
+                line, wait = await self.send(types, messages, tokens)
             finally:
-                self.counts["under way"] -= 1
-            while reply is None and wait is None:  # asked in another way: no retry
-                self.counts["requests"] += 1
-                reply, wait = await self.send(types, messages, tokens)
-            if not isinstance(reply, str):
-                return reply | {"seconds": round(time.monotonic() - started, 3)}
-            why = reply
-            if attempt < self.args.max_retries:
-                self.counts["retries"] += 1
-                backoff = min(LONGEST_WAIT, 0.5 * 2**attempt) * (0.5 + random.random() / 2)
-                await asyncio.sleep(max(wait, backoff))
-        return {"error": why, "seconds": round(time.monotonic() - started, 3)}
+                self.reserved -= cost
+            if wait is None:
+                break
+            if wait >= 0:
+                attempt += 1
+                self.counts["retries"] += attempt <= self.args.max_retries
+                backoff = min(LONGEST_WAIT, 0.5 * 2 ** (attempt - 1)) * (0.5 + random.random() / 2)
+                await asyncio.sleep(max(wait, backoff) * (attempt <= self.args.max_retries))
+        return line | {"seconds": round(time.monotonic() - started, 3)}
 
     async def send(self, types, messages, tokens):
-        """One try: (line, _), (what went wrong, seconds to wait at least), or (None, None): ask again, otherwise."""
+        """One try: (line, None: final; -1: ask again in another way; else: try again after so many seconds)."""
         import openai
 
-        limit = self.limit_name
+        mode = self.modes[0]
         try:
-            reply = await self.client.chat.completions.create(**self.request(types, messages, tokens))
+            call = self.client.chat.completions.create(**self.request(types, messages, tokens))
+            reply = await asyncio.wait_for(call, self.args.timeout)
         except openai.APIStatusError as error:
-            return self.refused(error, limit)
-        except openai.APIConnectionError as error:  # and its time-outs
-            return type(error).__name__, 0.0
+            return self.refused(error, mode, messages)
+        except (openai.APIConnectionError, TimeoutError, asyncio.TimeoutError) as error:
+            return {"error": type(error).__name__}, 0.0
         except (openai.APIError, ValueError) as error:  # a body that is no JSON
-            return f"{type(error).__name__}: not the reply of a chat endpoint", 0.0
-        choices = getattr(reply, "choices", None)
-        if not choices or choices[0].message is None:
-            return "not the reply of a chat endpoint", 0.0
-        message, usage = choices[0].message, getattr(reply, "usage", None)
-        details = getattr(usage, "prompt_tokens_details", None)
-        used = {"prompt_tokens": getattr(usage, "prompt_tokens", 0) or 0,
-                "completion_tokens": getattr(usage, "completion_tokens", 0) or 0,
-                "cached_tokens": getattr(details, "cached_tokens", 0) or 0}  # fmt: skip
-        self.counts.update(used | {"answers": 1})
+            return {"error": f"{type(error).__name__}: not the reply of a chat endpoint"}, 0.0
+        line = line_of(reply.to_dict(warnings=False) if hasattr(reply, "to_dict") else reply, messages)
+        if "error" in line:
+            return line, 0.0
+        self.counts.update(line["usage"] | {"answers": 1})
         self.proven = True
-        self.look_for_a_cut(messages, used["prompt_tokens"])
-        reason = "content_filter" if getattr(message, "refusal", None) else choices[0].finish_reason
-        answer = message.content or getattr(message, "refusal", None) or ""
-        return {"answer": answer, "finish_reason": reason, "usage": used}, None
+        self.look_for_a_cut(messages, line["usage"]["prompt_tokens"])
+        return line, None
 
-    def refused(self, error, limit):
+    def refused(self, error, mode, messages):
         """What follows from a status that is no 200: another way to ask, a retry, or the end."""
-        status, words = error.status_code, self.words(error)
-        if status in TRANSIENT or status >= 500:
-            try:
-                wait = float(error.response.headers.get("retry-after") or 0)
-            except ValueError:  # a date
-                wait = 0.0
-            return f"{status}: {words}", min(wait, SURE)
-        if status == 400 and "content" in words.lower() and re.search("filter|policy", words, re.I):
-            self.counts["answers"] += 1
+        status, words = error.status_code, self.words(error, messages)
+        line = {"error": f"{status}: {words}"}
+        if error.code != "insufficient_quota" and (status in TRANSIENT or status >= 500):
+            return line, seconds_of(error.response.headers.get("retry-after"))
+        if status == 400 and re.search("content.{0,20}(filter|policy)", words, re.I | re.S):
             return {"answer": "", "finish_reason": "content_filter", "usage": {}}, None
-        if status in (400, 413, 422) and self.proven:  # of this text alone: too long, say
-            return {"error": f"{status}: {words}"}, None
-        if status in (400, 422) and limit == "max_completion_tokens" and re.search("max_(completion_)?tokens", words):
+        if status in (400, 413, 422) and (self.proven or status == 413 or TOO_LONG.search(words)):
+            return line, None  # of this text alone
+        if status in (400, 422) and mode != self.modes[0]:
+            return line, -1  # another request has found out
+        if status in (400, 422) and "max_completion_tokens" in words and self.limit_name in words:
             self.limit_name = "max_tokens"
             log("the server takes max_tokens, not max_completion_tokens")
-            return None, None
-        if status in (400, 422) and len(self.modes) > 1:
+            return line, -1
+        if (
+            status in (400, 422)
+            and len(self.modes) > 1
+            and re.search("response_?format|schema|json|grammar", words, re.I)
+        ):
             log(f"the server does not take response_format {self.modes.pop(0)}: {words}; asking with {self.modes[0]}")
-            return None, None
-        raise Stop(f"{self.args.base_url or 'the endpoint'}: {status}: {words}; no retry can mend that")
+            return line, -1
+        raise Stop(f"{host_of(self.args)}: {status}: {words}; no retry can mend that")
 
-    def words(self, error):
-        """The server's own words, without the key and on one line."""
+    def words(self, error, messages):
+        """The server's own words on one line, without the key, and not where they repeat what was sent."""
         body = error.body if isinstance(error.body, dict) else {}
         inner = body.get("error") if isinstance(body.get("error"), dict) else body
-        words = str(inner.get("message") or inner.get("detail") or error.response.text or error)
-        words = words.replace(self.key, "***") if self.key != "none" else words
-        return " ".join(words.split())[:300]
+        words = inner.get("message") or inner.get("detail") or body.get("error") or error.response.reason_phrase
+        words = " ".join(str(words if isinstance(words, str) else error.response.reason_phrase).split())[:300]
+        for message in messages:
+            text = " ".join(message["content"].split())
+            if any(text[i : i + 20] in words for i in range(0, max(1, len(text) - 19), 10)):
+                return "(the server's words repeat the text and are not shown)"
+        return words.replace(self.key, "***") if self.key != "none" else words
 
     def look_for_a_cut(self, messages, counted):
         """Warn, once, where the server counts far fewer tokens than the prompt must have."""
@@ -354,29 +380,71 @@ class Endpoint:
                 "prompt (Ollama: raise num_ctx)")  # fmt: skip
 
 
+def seconds_of(header):
+    """The seconds of a Retry-After header; 0 where it is a date, or nothing that can be read."""
+    try:
+        seconds = float(header or 0)
+    except ValueError:
+        return 0.0
+    return min(seconds, PATIENCE) if seconds >= 0 else 0.0  # NaN is not
+
+
+def line_of(body, messages=()):
+    """What the log keeps of a chat completion, as a dict; {"error"} where it is none. Odd types are got over."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return {"error": "not the reply of a chat endpoint"}
+    said, refusal, usage = message.get("content"), message.get("refusal"), body.get("usage")
+    if isinstance(said, list):  # parts
+        said = "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in said)
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    usage = usage | {"cached_tokens": details.get("cached_tokens") if isinstance(details, dict) else 0}
+    used = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")}
+    used = {name: n if type(n) is int and n >= 0 else 0 for name, n in used.items()}
+    answer = str(said or refusal or "").encode("utf-8", "replace").decode("utf-8")
+    if not used["prompt_tokens"] and messages:  # a server that does not count
+        used["prompt_tokens"] = round(sum(len(each["content"].encode("utf-8")) for each in messages) / BYTES)
+        used["completion_tokens"] = round(len(answer.encode("utf-8")) / BYTES)
+    reason = "content_filter" if refusal else choice.get("finish_reason")
+    return {"answer": answer, "finish_reason": reason if isinstance(reason, str) else None, "usage": used}
+
+
 async def ask_all(todo, total, answers, args):
-    """Ask for all of `todo`, (types, messages, hash, tokens) each, --max_concurrency at a time; return the Endpoint."""
+    """Ask for all of `todo`, (types, messages, hash, tokens) each, --max_concurrency at a time; return the Endpoint.
+
+    Where one must stop, no other begins, but what is under way is waited for: it will have been paid.
+    """
     from tqdm import tqdm
 
-    endpoint, loop = Endpoint(args), asyncio.get_running_loop()
+    endpoint, loop = Endpoint(args, answers), asyncio.get_running_loop()
     with contextlib.suppress(NotImplementedError):  # no such handlers on Windows
         loop.add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     with tqdm(total=total, disable=None, unit="request") as bar:
 
         async def work(some):
             for types, messages, request, tokens in some:
-                answers.add({"request": request} | await endpoint.ask(types, messages, tokens))
+                if endpoint.stop:
+                    return
+                try:
+                    answers.add({"request": request} | await endpoint.ask(types, messages, tokens))
+                except (Stop, OSError) as error:
+                    endpoint.stop = endpoint.stop or error
                 bar.update()
 
-        await work([next(todo)])  # alone: it finds out what the server takes
-        tasks = [asyncio.create_task(work(todo)) for _ in range(args.max_concurrency)]  # each takes the next one
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await endpoint.client.close()
+        async with client_of("AsyncOpenAI", args) as endpoint.client:
+            await work([next(todo)])  # alone: it finds out what the server takes
+            tasks = [asyncio.create_task(work(todo)) for _ in range(args.max_concurrency)]  # each takes the next one
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+    if endpoint.stop:
+        raise endpoint.stop
     return endpoint
 
 
@@ -429,14 +497,16 @@ def predict(record, labels, shots, lines, args):
     used = Counter()
     for _, line in asked:
         used.update(line.get("usage") or {})
-    status = Counter(statuses).most_common(1)[0][0]
+    status = Counter(status for status in statuses if status != "failed" or len(set(statuses)) == 1).most_common(1)[0][
+        0
+    ]
     pred |= {"answer": said[0] if len(said) == 1 else said, "status": status, "dropped": dropped, "usage": dict(used)}
     return pred | {"seconds": round(sum(line.get("seconds", 0) for _, line in asked), 3)}
 
 
 def pending(records, labels, shots, lines, args):
-    """Return [(record, number of its request, tokens or None)] of what is still to be asked."""
-    todo = []
+    """Return [(record, number of its request, tokens or None)] of what is still to be asked, each hash once."""
+    todo = {}
     for record in records:
         for number, (types, _, request) in enumerate(requests_of(record, labels, shots, args)):
             line, tokens = lines.get(request), args.max_completion_tokens
@@ -446,8 +516,8 @@ def pending(records, labels, shots, lines, args):
                     tokens = 2 * (line.get("usage", {}).get("completion_tokens") or args.max_completion_tokens or 512)
                 line = line if status in ("ok", "salvaged") else None
             if not line:
-                todo.append((record, number, tokens))
-    return todo
+                todo.setdefault(request, (record, number, tokens))
+    return list(todo.values())
 
 
 def given_answers(args, records):
@@ -474,42 +544,49 @@ BATCH_REQUESTS, BATCH_BYTES = 50_000, 200_000_000  # of one file, at most: OpenA
 
 def batch(todo, labels, shots, answers, args):
     """--batch submit, status or fetch, with OUTPUT_FILE.batch.json; whether all answers have been fetched."""
-    import openai
-
-    state = Path(f"{args.output_file}.batch.json")
-    key = os.environ.get(args.api_key_env) or "none"
-    client = openai.OpenAI(base_url=args.base_url, api_key=key, timeout=args.timeout)
-    if args.batch == "submit":
-        if state.exists():
-            raise DataError(f"{state}: batches are under way; fetch them first (--batch fetch)")
-        ids = []
-        for rows in batch_files(todo, labels, shots, args):
-            sent = client.files.create(file=("requests.jsonl", b"".join(rows)), purpose="batch")
-            made = client.batches.create(input_file_id=sent.id, endpoint="/v1/chat/completions",
-                                         completion_window="24h")  # fmt: skip
-            ids.append(made.id)
-            state.write_text(json.dumps(ids), encoding="utf-8")
-        log(f"{len(todo):,} requests in {len(ids)} batches; --batch status looks after them, --batch fetch gets them")
-        return False
-    if not state.exists():
-        raise DataError(f"{state}: no batch is under way; --batch submit starts one")
-    found = [client.batches.retrieve(id_) for id_ in json.loads(state.read_text(encoding="utf-8"))]
-    for one in found:
-        log(f"{one.id}: {one.status}")
-    if args.batch == "status" or any(one.status not in BATCH_ENDED for one in found):
-        return False
-    for file_id in chain.from_iterable((one.output_file_id, one.error_file_id) for one in found):
-        for raw in client.files.content(file_id).text.splitlines() if file_id else ():
-            answers.add(batch_line(json.loads(raw)))
+    state, ids = Path(f"{args.output_file}.batch.json"), []
+    with client_of("OpenAI", args) as client:
+        if args.batch == "submit":
+            for rows in batch_files(todo, labels, shots, answers, args):
+                sent = client.files.create(file=("requests.jsonl", b"".join(rows)), purpose="batch")
+                made = client.batches.create(input_file_id=sent.id, endpoint="/v1/chat/completions",
+                                             completion_window="24h")  # fmt: skip
+                ids.append(made.id)
+                state.write_text(json.dumps(ids), encoding="utf-8")
+            log(f"{len(todo):,} requests in {len(ids)} batches; --batch status shows them, --batch fetch gets them")
+            return False
+        found = [client.batches.retrieve(id_) for id_ in json.loads(state.read_text(encoding="utf-8"))]
+        for one in found:
+            log(f"{one.id}: {one.status}")
+        if args.batch == "status" or any(one.status not in BATCH_ENDED for one in found):
+            return False
+        files = [file for one in found for file in (one.output_file_id, one.error_file_id) if file]
+        rows = [raw for file in files for raw in client.files.content(file).text.split("\n") if raw.strip()]
+    for raw in rows:
+        answers.add(batch_line(json.loads(raw)))
     state.unlink()
+    if not rows:
+        raise DataError(f"{state}: the batches ended without an answer; --batch submit sends them again")
     return True
 
 
-def batch_files(todo, labels, shots, args):
+def check_batch(args):
+    """Refuse what would pay twice: a run, or a second batch, while one is under way; or fetching where none is."""
+    state = Path(f"{args.output_file}.batch.json")
+    if state.exists() and args.batch in (None, "submit"):
+        raise DataError(
+            f"{state}: batches are under way; fetch them first (--batch fetch), or delete it to forget them"
+        )
+    if not state.exists() and args.batch in ("status", "fetch"):
+        raise DataError(f"{state}: no batch is under way; --batch submit starts one")
+
+
+def batch_files(todo, labels, shots, answers, args):
     """Yield the rows of each file to submit, as bytes; no file is larger than the API takes."""
-    endpoint, rows, size = Endpoint(args), [], 0
+    endpoint, rows, size = Endpoint(args, answers), [], 0
     for record, number, tokens in todo:
         types, messages, request = list(requests_of(record, labels, shots, args))[number]
+        endpoint.reserve(endpoint.estimate(messages, tokens))
         body = endpoint.request(types, messages, tokens)
         body |= body.pop("extra_body", {})
         row = {"custom_id": request, "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -526,13 +603,8 @@ def batch_files(todo, labels, shots, args):
 def batch_line(row):
     """The line of the log for a row of a batch's output; of an error, one that --retry_failed asks again."""
     body = (row.get("response") or {}).get("body") or {}
-    if row.get("error") or not body.get("choices"):
-        return {"request": row["custom_id"], "error": str(row.get("error") or body.get("error") or "no answer")[:300]}
-    choice, usage = body["choices"][0], body.get("usage") or {}
-    used = {name: usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
-    used["cached_tokens"] = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return {"request": row["custom_id"], "answer": choice["message"].get("content") or "",
-            "finish_reason": choice.get("finish_reason"), "usage": used}  # fmt: skip
+    line = {"error": str(row["error"])[:300]} if row.get("error") else line_of(body)
+    return {"request": row["custom_id"]} | line
 
 
 # ---------------------------------------------------------------------------- command line
@@ -543,28 +615,30 @@ def show_prompt(todo, labels, shots, args):
     if not todo:
         log("nothing is left to ask")
         return
-    characters = 0
+    size = 0
     for record, number, _ in todo:
         _, messages, _ = list(requests_of(record, labels, shots, args))[number]
-        characters += sum(len(message["content"]) for message in messages)
+        size += sum(len(message["content"].encode("utf-8")) for message in messages)
     record, number, _ = todo[0]
     for message in list(requests_of(record, labels, shots, args))[number][1]:
         print(f"--- {message['role']}\n{message['content']}")
-    into, out = characters / CHARACTERS, len(todo) * (args.max_completion_tokens or 100)
+    into, out = size / BYTES, len(todo) * (args.max_completion_tokens or ANSWER)
     cost = f", cost {(into * args.price[0] + out * args.price[1]) / 1e6:.2f}" if args.price else ""
     seconds = len(todo) / args.max_concurrency
     log(f"{len(todo):,} requests, about {into:,.0f} prompt tokens and {out:,} of answers{cost}; at a second each and "
         f"--max_concurrency {args.max_concurrency}: {seconds:,.0f} seconds; nothing was sent")  # fmt: skip
 
 
+def host_of(args):
+    url = args.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    return urlparse(url).hostname or url
+
+
 def check_host(args):
     """Say where texts go; refuse to send them off this machine unless NER_SEND_TEXT=1 says that they may leave."""
-    url = args.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-    host = urlparse(url).hostname or url
+    host = host_of(args)
     if host not in LOOPBACK and os.environ.get("NER_SEND_TEXT") != "1":
-        raise DataError(
-            f"{host}: is not this machine, and texts would be sent to it; if they may leave, set NER_SEND_TEXT=1"
-        )
+        raise DataError(f"{host}: not this machine, and texts would go there; if they may leave, set NER_SEND_TEXT=1")
     log(f"texts are sent to {host}")
 
 
@@ -620,8 +694,20 @@ def parse_args(argv=None):
     return args
 
 
+def check_numbers(args, parser):
+    """Refuse numbers that mean nothing, and an address with a password."""
+    least = {"num_samples": 1, "max_concurrency": 1, "max_retries": 0, "num_shots": 0, "limit": 1, "rpm": 1e-6,
+             "timeout": 1e-6, "max_completion_tokens": 1, "max_cost": 0, "seed": 0}  # fmt: skip
+    for name, low in least.items():
+        if getattr(args, name) is not None and not getattr(args, name) >= low:
+            parser.error(f"--{name}: {'more than 0' if low == 1e-6 else f'at least {low}'}")
+    if args.base_url and "@" in urlparse(args.base_url).netloc:
+        parser.error("--base_url: no name or password in it; a key belongs in the variable of --api_key_env")
+
+
 def check_args(args, parser):
     """Refuse, as usage errors, flags that don't go together."""
+    check_numbers(args, parser)
     asks = not (args.dry_run or args.answers_file)
     if asks and not args.model:
         parser.error("--model: name the model to ask")
@@ -637,10 +723,6 @@ def check_args(args, parser):
         parser.error("--max_cost: give the --price of tokens, too")
     if args.extra_body is not None and not isinstance(args.extra_body, dict):
         parser.error("--extra_body: a JSON object")
-    least = {"num_samples": 1, "max_concurrency": 1, "max_retries": 0, "num_shots": 0}
-    for name, low in least.items():
-        if getattr(args, name) < low:
-            parser.error(f"--{name}: at least {low}")
     inputs = (args.test_file, args.train_file, args.answers_file, args.labels_file, args.instruction_file)
     if os.path.realpath(args.output_file) in {os.path.realpath(path) for path in inputs if path}:
         parser.error("--output_file: this file is an input; name another")
@@ -664,25 +746,41 @@ def main(argv=None):
         return 0
     check_host(args)
     with contextlib.closing(Answers(f"{args.output_file}.answers.jsonl")) as answers:
+        check_batch(args)
         todo = pending(records, labels, shots, answers.lines, args)
-        if kept := len(answers.lines):
-            log(f"{answers.path}: {kept:,} answers are there; {len(todo):,} requests are left to make")
-        if args.batch and not batch(todo, labels, shots, answers, args):
+        if answers.lines:
+            log(f"{answers.path}: holds {len(answers.lines):,} answers (of any parameters); {len(todo):,} requests "
+                "are left to make")  # fmt: skip
+        endpoint = None
+        if args.batch and not ask_politely(partial(batch, todo, labels, shots), answers, args):
             return 0
-        endpoint = ask(todo, labels, shots, answers, args) if todo and not args.batch else None
+        if todo and not args.batch:
+            endpoint = ask_politely(partial(ask, todo, labels, shots), answers, args)
         return finish(records, labels, shots, answers.lines, endpoint, args, started)
 
 
 def ask(todo, labels, shots, answers, args):
-    """Run the requests; a Stop becomes a DataError, SIGTERM the exit status 143."""
+    """Run the requests, SIGTERM ends with the exit status 143."""
     asked = ((*list(requests_of(record, labels, shots, args))[number], tokens) for record, number, tokens in todo)
     try:
         return asyncio.run(ask_all(asked, len(todo), answers, args))
-    except Stop as error:
-        raise DataError(f"{error} ({len(answers.lines):,} answers are kept in {answers.path})") from None
     except asyncio.CancelledError:
         log(f"error: terminated; {len(answers.lines):,} answers are kept in {answers.path}")
         sys.exit(143)
+
+
+def ask_politely(call, answers, args):
+    """call(answers, args); where the server, or --max_cost, ends it: one line, without the key."""
+    import openai
+
+    kept = f"({len(answers.lines):,} answers are kept in {answers.path})"
+    try:
+        return call(answers, args)
+    except Stop as error:
+        raise DataError(f"{error} ({len(answers.lines):,} answers are kept in {answers.path})") from None
+    except openai.APIError as error:
+        what = f"status {error.status_code}" if isinstance(error, openai.APIStatusError) else type(error).__name__
+        raise DataError(f"{host_of(args)}: {what}; try again {kept}") from None
 
 
 def finish(records, labels, shots, lines, endpoint, args, started):
@@ -712,7 +810,10 @@ def finish(records, labels, shots, lines, endpoint, args, started):
     write_sidecar(args.output_file, args, inputs, started, ("openai",), **facts)
     if counts["missing"]:
         log(f"warning: {counts['missing']:,} records have no answer and are left out")
-    if statuses["failed"]:
+    if counts["records"] and statuses["failed"] == counts["records"]:
+        why = next(line["error"] for line in lines.values() if "error" in line)
+        log(f"error: {args.output_file}: no record got an answer ({why}); --retry_failed asks again")
+    elif statuses["failed"]:
         log(f"warning: {statuses['failed']:,} records failed; --retry_failed asks again")
     told = ", ".join(f"{n:,} {status}" for status, n in statuses.most_common())
     lost = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()) or "none"
@@ -722,7 +823,7 @@ def finish(records, labels, shots, lines, endpoint, args, started):
     log(f"{asked['requests']:,} requests, {asked['retries']:,} retries, {used['prompt_tokens']:,} prompt tokens "
         f"({used['cached_tokens']:,} cached), {used['completion_tokens']:,} of answers{price}, "
         f"{time.time() - started:.1f} s")  # fmt: skip
-    return 0
+    return int(statuses["failed"] == counts["records"])
 
 
 if __name__ == "__main__":

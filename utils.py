@@ -733,7 +733,6 @@ BULLET = re.compile(r"^\s*(?:[-*•]\s+|\d+[.)]\s+)?[*_`]*")
 GAP = 150  # characters that may lie between the words of a discontinuous mention, at most, together
 LOOKALIKES = str.maketrans("‘’‚‛“”„‟«»‹›‐‑‒–—―−", "''''\"\"\"\"\"\"''-------")
 TAG = re.compile(r"O|[BIESLU](?:-[^\s\]]+)?")
-TAG_LINE = re.compile(rf"\s*\[?(\S.*?)\]?(?:\s*\t\s*|\s*:\s+|\s*\|\s*|\s+)\[?({TAG.pattern})\]?\s*")
 
 
 INSTRUCTIONS = {  # language -> the task, what each format is, how types without a mention are named, two headings
@@ -884,7 +883,7 @@ def parse_answer(answer, record, types, format, alignment="normalized", shots=()
     "leaked" if a shot has it. `alignment`: "exact", "normalized" (case, dashes, quotes, white space, Unicode forms),
     "fuzzy" (and the one place that is nearly the same), or "position" (iob: the n-th tag to the n-th token).
     """
-    plain = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=re.S | re.I).strip()
+    plain = re.sub(r"<think>.*", "", re.sub(r"(?s)^.*</think>", "", answer), flags=re.S).replace("\r\n", "\n").strip()
     if not plain:
         return {"entities": [], "status": "empty", "dropped": []}
     fence = re.fullmatch(r"```[^\n]*\n(.*?)\n?```", plain, re.S)
@@ -892,11 +891,12 @@ def parse_answer(answer, record, types, format, alignment="normalized", shots=()
     items, whole = reader[format](fence[1] if fence else plain, record, types, alignment == "position")
     if items is None:
         return {"entities": [], "status": "refused" if REFUSAL.search(plain) else "unparsable", "dropped": []}
-    names = {_type_key(type_): type_ for type_ in types}
+    names = {_type_key(type_): type_ for type_ in types} | {type_: type_ for type_ in types}
     found, dropped = [], []
     for mention, type_, span in items:
-        if _type_key(type_) in names:
-            found.append((mention, names[_type_key(type_)], span))
+        mention, type_ = (each.encode("utf-8", "replace").decode("utf-8") for each in (mention, type_))
+        if known := names.get(type_) or names.get(_type_key(type_)):
+            found.append((mention, known, span))
         else:
             dropped.append({"text": mention, "type": type_, "reason": "unknown_type"})
     entities, lost = place_mentions(found, record["text"], alignment)
@@ -915,27 +915,38 @@ def _type_key(type_):
 # over), or (None, False) where nothing is understood.
 
 
+def _says_nothing(mention, record):
+    """Whether a mention is a word for none; "NO" may be nitric oxide, where the text has it so."""
+    return not mention.strip() or (mention.strip().casefold() in NOTHING and mention.strip() not in record["text"])
+
+
 def _read_json(answer, record, types, by_position):
     value, whole = loose_json(answer)
-    if value is None:
+    try:
+        items = [item for item in _json_items(value) if not _says_nothing(item[0], record)]
+    except RecursionError:
         return None, False
-    items = list(_json_items(value))
-    return (items, whole) if items or value in ([], {}) or isinstance(value, dict) else (None, False)
+    blank = ([], {}, None, "") if whole else ([], {})
+    empty = value in ([], {}) or (isinstance(value, dict) and all(each in blank for each in value.values()))
+    return (items, whole) if items or empty else (None, False)
 
 
 def _json_items(value, type_=None):
     """Yield the items of an object type -> mentions, of a list of {"text", "type", ...}, or of either inside others."""
-    if isinstance(value, str) and type_ is not None and value.strip():
-        yield value, type_, None
-    elif isinstance(value, list):
+    if isinstance(value, list):
         for each in value:
             yield from _json_items(each, type_)
-    elif isinstance(value, dict) and isinstance(value.get("text"), str) and isinstance(value.get("type", type_), str):
-        span = [value.get("start"), value.get("end")]
-        yield value["text"], value.get("type", type_), span if all(type(edge) is int for edge in span) else None
     elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _json_items(each, key)
+        text = next((value[name] for name in ("text", "mention", "entity") if isinstance(value.get(name), str)), None)
+        named = next((value[name] for name in ("type", "label") if isinstance(value.get(name), str)), type_)
+        if text is not None and named is not None:
+            span = [value.get("start"), value.get("end")]
+            yield text, named, span if all(type(edge) is int for edge in span) else None
+        else:
+            for key, each in value.items():
+                yield from _json_items(each, key)
+    elif isinstance(value, str) and type_ is not None:
+        yield value, type_, None
 
 
 JSON_TOKEN = re.compile(
@@ -946,32 +957,44 @@ JSON_TOKEN = re.compile(
 
 
 def loose_json(text):
-    """Return (the first JSON object or array in a text, whether it is the whole text and valid), or (None, False).
+    """Return (the JSON of a text, whether that is the whole text and valid); (None, False) if there is no { or [.
 
     Prose around it, single quotes, trailing commas and Python's words are got over; of a value that is cut, what is
-    complete is kept.
+    complete is kept; of several values there is a list, of a key that stands twice both values.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_merged)
         return (value, True) if isinstance(value, (dict, list)) else (None, False)
     except (ValueError, RecursionError):
-        start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
-    if start < 0:
-        return None, False
-    top, stack, key, at = [], [], None, start
+        values, at = [], 0
+    while start := re.compile(r"[{\[]").search(text, at):
+        value, at = _json_from(text, start.start())
+        values.append(value)
+    return (values[0] if len(values) == 1 else values or None), False
+
+
+def _merged(pairs):
+    value = {}
+    for key, each in pairs:
+        _put(value, key, each)
+    return value
+
+
+def _json_from(text, at):
+    """(the value that begins at text[at], complete as far as it goes; where it ends)."""
+    top, stack, key = [], [], None
     here = top
     while match := JSON_TOKEN.match(text, at):
         at, mark = match.end(), match["mark"]
         if mark in ("{", "["):
             new = {} if mark == "{" else []
             _put(here, key, new)
-            stack.append((here, key))
+            stack.append(here)
             here, key = new, None
         elif mark in ("}", "]"):
-            here, key = stack.pop()
-            key = None
+            here, key = stack.pop(), None
             if not stack:
-                break
+                return top[0], at
         elif mark == ",":
             key = None
         elif mark != ":":
@@ -980,14 +1003,14 @@ def loose_json(text):
                 key = str(value)
             else:
                 _put(here, key, value)
-    return (top[0], False) if top else (None, False)
+    return top[0], len(text)
 
 
 def _put(container, key, value):
     if isinstance(container, list):
         container.append(value)
     elif key is not None:
-        container[key] = value
+        container[key] = [container[key], value] if key in container else value
 
 
 def _json_value(match):
@@ -1001,16 +1024,19 @@ def _json_value(match):
 
 
 def _read_lines(answer, record, types, by_position):
-    names = {_type_key(type_) for type_ in types}
-    items, known, other = [], 0, 0
+    names, items, known, other = {_type_key(type_) for type_ in types}, [], 0, 0
     for line in answer.split("\n"):
-        head, _, rest = BULLET.sub("", line).partition(":")
-        mentions = [each.replace("\\;", ";").strip(" *_`") for each in re.split(r"(?<!\\);", rest)]
-        mentions = [each for each in mentions if each.casefold() not in NOTHING]
+        line = BULLET.sub("", line)
+        own = next(
+            (type_ for type_ in types if ":" in type_ and line.startswith(f"{type_}:")), None
+        )  # a type with colons
+        head, rest = (own, line[len(own) + 1 :]) if own else (line.partition(":")[0], line.partition(":")[2])
+        mentions = [each.replace("\\;", ";").strip() for each in re.split(r"(?<!\\);", rest.removeprefix("**"))]
+        mentions = [each for each in mentions if not _says_nothing(each, record)]
         if not line.strip() or line.strip().casefold() in NOTHING:
             known += bool(line.strip())
-        elif _type_key(head) in names or (mentions and len(head.split()) <= 3 and not rest.rstrip().endswith(".")):
-            known += _type_key(head) in names
+        elif own or _type_key(head) in names or (mentions and len(head.split()) <= 3 and rest.strip()[-1] != "."):
+            known += bool(own) or _type_key(head) in names
             items += [(mention, head.strip(" *_`"), None) for mention in mentions]
         else:
             other += 1
@@ -1068,12 +1094,23 @@ def _project(start, end, source, target, same):
     return [first[0] + max(0, start - source[inside[0]][0]), last[1] - max(0, source[inside[-1]][1] - end)]
 
 
+def _tagged(line):
+    """(token, tag) of a line `token<TAB>TAG`, or with a colon, bar or brackets; None where its last word is no tag."""
+    if "\t" in line:
+        head, _, tag = (part.strip() for part in line.rpartition("\t"))
+        return head, tag if head and TAG.fullmatch(tag) else None
+    head, _, tag = line.strip().strip("[]").rpartition(" ")
+    head, tag = head.rstrip(), tag.strip("[]|:")
+    token = head[:-1].rstrip() if head[-1:] in (":", "|") else head
+    return (token or head).strip("[]") or head, tag if head and TAG.fullmatch(tag) else None
+
+
 def _read_iob(answer, record, types, by_position):
     lines = [line for line in answer.split("\n") if line.strip()]
-    pairs = [(match[1], match[2]) if (match := TAG_LINE.fullmatch(line)) else (line.strip(), "O") for line in lines]
-    whole = all(TAG_LINE.fullmatch(line) for line in lines)
-    if not any(TAG_LINE.fullmatch(line) for line in lines):
+    read = [_tagged(line) for line in lines]
+    if not any(tag for _, tag in read):
         return None, False
+    whole, pairs = all(tag for _, tag in read), [(token, tag or "O") for token, tag in read]
     text = record["text"]
     offsets = record["offsets"] if record.get("pretokenized") else tokenize(text)
     tokens = [text[a:b] for a, b in offsets]
@@ -1110,7 +1147,7 @@ def place_mentions(items, text, alignment="normalized"):
     then what is nearly the same (`fuzzy`). A type takes an occurrence once; who comes too late is `surplus`. Of gold's
     strings, in sentences, offsets come back for 99.8 % (JNLPBA, RareDis, NEREL-BIO) to 99.997 % (BC5CDR).
     """
-    entities, dropped, taken, rest = [], [], set(), []
+    entities, dropped, taken, rest, known = [], [], set(), [], {}
 
     def put(spans, type_):
         start, end = spans[0][0], spans[-1][1]
@@ -1119,18 +1156,20 @@ def place_mentions(items, text, alignment="normalized"):
         entities.append(entity | ({"fragments": [list(span) for span in spans]} if len(spans) > 1 else {}))
 
     for mention, type_, span in items:
-        whole = [span] if span and text[slice(*span)] == mention else span and scattered(mention, text, *span)
-        if whole and 0 <= span[0] < span[1] and (*span, type_) not in taken:
+        inside = span and 0 <= span[0] < span[1] <= len(text)
+        whole = inside and ([span] if text[slice(*span)] == mention else scattered(mention, text, *span))
+        if whole and (whole[0][0], whole[-1][1], type_) not in taken:
             put(whole, type_)
         else:
             rest.append((mention, type_))
     for mention, type_ in sorted(rest, key=lambda item: -len(item[0])):
-        places = occurrences(mention, text, alignment)
+        if mention not in known:
+            places = occurrences(mention, text, alignment)
+            known[mention] = places, [] if places or alignment == "exact" else scattered(mention, text)
+        places, words = known[mention]
         free = [span for span in places if (*span, type_) not in taken]
         outside = [span for span in free if not any(a <= span[0] and span[1] <= b for a, b, _ in taken)]
-        spans = [(outside or free)[0]] if free else []
-        if not places and alignment != "exact":
-            spans = scattered(mention, text)
+        spans = [(outside or free)[0]] if free else words
         if spans and (spans[0][0], spans[-1][1], type_) not in taken:
             put(spans, type_)
         else:
@@ -1164,7 +1203,7 @@ def _in_word(text, at):
     return 0 < at < len(text) and text[at - 1].isalnum() and (text[at].isalnum() or unicodedata.combining(text[at]) > 0)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def _fold(text):
     """(the text in NFKD, without case, fancy dashes and quotes, runs of white space; the place of each character)."""
     folded, places = [], []
@@ -1186,15 +1225,15 @@ def _fold(text):
 def scattered(mention, text, start=0, end=None):
     """The fragments of a mention whose words stand in text[start:end] in their order; without `end`, GAP apart at most.
 
-    The shortest stretch of text that holds them, in as few fragments as it can; [] if another one is as short. So come
-    back, from their strings alone, 721 of RareDis' 767 discontinuous mentions and 460 of 475 of NEREL-BIO's train and
-    dev, in sentences; 29 and 8 come back elsewhere, the others not.
+    The shortest stretch of one sentence that holds them, in the fewest fragments; [] if another is as short. So come
+    back, from their strings alone, 714 of RareDis' 767 discontinuous mentions and 460 of 475 of NEREL-BIO's train and
+    dev, in sentences; 24 and 8 come back otherwise, the rest does not.
     """
     folded, places = _fold(text[start:end])
     spans, wanted = tokenize(folded), _fold(mention)[0]
     words, wanted = [folded[a:b] for a, b in spans], [wanted[a:b] for a, b in tokenize(wanted)]
-    hulls = []
-    for first in [i for i, word in enumerate(words) if len(wanted) > 1 and word == wanted[0]]:
+    hulls, several = [], len(wanted) > 1 and (end is not None or not re.search("[,;]", mention))  # no list of mentions
+    for first in [i for i, word in enumerate(words) if several and word == wanted[0]]:
         at = first
         for word in wanted[1:]:
             at = next((i for i in range(at + 1, len(words)) if words[i] == word), None)
@@ -1202,7 +1241,9 @@ def scattered(mention, text, start=0, end=None):
                 break
         else:
             hulls.append((spans[at][1] - spans[first][0], first, at))
-    hulls.sort()
+    breaks = sentence_starts(text[start:end]) if hulls and end is None else ()
+    hulls = sorted(hull for hull in hulls if not any(
+        places[spans[hull[1]][0]] < edge <= places[spans[hull[2]][0]] for edge in breaks))  # fmt: skip
     if not hulls or (len(hulls) > 1 and hulls[0][0] == hulls[1][0]):
         return []
     _, first, last = hulls[0]

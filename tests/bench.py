@@ -5,6 +5,7 @@
     python tests/bench.py predict --model DIR      prediction beside transformers.pipeline, one text at a time
     python tests/bench.py convert                  brat2iob.py: MB/s of text, beside a bare floor and peers
     python tests/bench.py eval --sentences 100000  ner_eval.py: beside seqeval and nervaluate, on made-up tags
+    python tests/bench.py prompt                   ner_prompt_openai.py: requests a second, memory, resuming
 
 Processes are measured whole, imports included, but for `predict`, which compares the calls in one process. The plain
 Trainer is run_ner.py's way: words given one by one, fp32, dynamic padding, no grouping by length, its default rate.
@@ -279,12 +280,74 @@ def score_records(sides):
     return script.make_report(systems, script.compare(systems, options), options)
 
 
+def endpoint(delay):
+    """A chat endpoint on 127.0.0.1 that says the same to all, after `delay` seconds; prints its port."""
+    import asyncio
+    import json
+
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": '{"SIGN": ["fever"]}'}}
+    reply = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    body = json.dumps(reply).encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    async def serve(reader, writer):
+        try:
+            while True:
+                asked = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(re.search(rb"(?i)content-length: *(\d+)", asked)[1]))
+                await asyncio.sleep(delay)
+                writer.write(head + body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def run():
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=512)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+def bench_prompt(args):
+    """1,000 records at 200 ms, 64 at a time; 3,000 without latency; 100,000: memory, and the finished run again."""
+    from utils import write_jsonl
+
+    texts = [f"Case {n}: fever and joint pain, no cough in week {n}." for n in range(100_000)]
+    script = ROOT / "ner_prompt_openai.py"
+    with tempfile.TemporaryDirectory() as folder:
+        labels = Path(folder) / "labels.json"
+        labels.write_text('{"SIGN": ""}', encoding="utf-8")
+        start = measure(script, "--help")[1] + measure("-c", "import openai, tqdm")[1]
+        for count, delay, runs in ((1000, 0.2, args.runs), (3000, 0, args.runs), (100_000, 0, 1)):
+            path, walls = Path(folder) / f"{count}.jsonl", []
+            write_jsonl(path, ({"id": str(n), "text": text} for n, text in enumerate(texts[:count])))
+            server = subprocess.Popen([sys.executable, __file__, "endpoint", "--delay", str(delay)],
+                                      stdout=subprocess.PIPE, text=True)  # fmt: skip
+            url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+            flags = ("--model", "m", "--base_url", url, "--test_file", path, "--labels_file", labels,
+                     "--max_concurrency", 64)  # fmt: skip
+            for i in range(runs):
+                _, wall, memory = measure(script, *flags, "--output_file", Path(folder) / f"{count}-{i}.out")
+                walls.append(wall)
+            again = measure(script, *flags, "--output_file", Path(folder) / f"{count}-0.out")[1]
+            server.kill()
+            server.wait()
+            wall = statistics.median(walls)
+            ideal = f", ideal {count / 64 * delay:.2f} s" if delay else f", {count / (wall - start):.0f} a second"
+            print(f"prompt: {count:,} records at {delay} s: {wall:.2f} s, {start:.2f} s of them the start{ideal}; "
+                  f"largest process so far {memory:.0f} MB; the finished run again {again:.2f} s")  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="all",
-                        choices=["all", "train", "predict", "convert", "eval", "plain_trainer", "floor"])  # fmt: skip
+                        choices=["all", "train", "predict", "convert", "eval", "prompt", "plain_trainer", "floor",
+                                 "endpoint"])  # fmt: skip
     parser.add_argument("--limit", type=int, default=1000, help="records (default: %(default)s; 0: all)")
     parser.add_argument("--sentences", type=int, default=20000, help="for eval (default: %(default)s)")
+    parser.add_argument("--delay", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=int, default=3, help="alternating runs (default: %(default)s)")
     parser.add_argument("--model", help="a trained model folder, for predict")
     parser.add_argument("--input", help="what to convert (default: real corpora)")
@@ -295,6 +358,8 @@ def main():
     args.limit = args.limit or None
     if args.what == "plain_trainer":
         return plain_trainer(args.train_file, args.output_dir, args.epochs, args.limit)
+    if args.what == "endpoint":
+        return endpoint(args.delay)
     if args.what == "floor":
         return floor(args.input)
     if args.what in ("all", "train"):
@@ -305,6 +370,8 @@ def main():
         bench_convert(args)
     if args.what in ("all", "eval"):
         bench_eval(args)
+    if args.what in ("all", "prompt"):
+        bench_prompt(args)
 
 
 if __name__ == "__main__":

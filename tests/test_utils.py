@@ -698,8 +698,6 @@ def can_hold(record, format):
         return not lost and all(a in edges[0] and b in edges[1] for a, b, _ in kept) and sorted(spans) == sorted(
             (a, b) for a, b, _ in kept)  # fmt: skip
     mentions = {(e["start"], e["end"]): " ".join(e["text"].split()) for e in entities}
-    if format == "lines" and any(mention.casefold() in utils.NOTHING for mention in mentions.values()):
-        return False  # it says that there is none
     return all(utils.occurrences(mention, text) == [span] for span, mention in mentions.items())  # repeats: measured
 
 
@@ -864,6 +862,38 @@ def test_messages_hold_what_never_changes_first():
     own = utils.render_messages(record, types, "json", instruction="Do it.")[0]["content"]
     assert own.startswith("Do it.\n\nTypes:")
     assert utils.render_answer(shot, ["GENE"], "json", all_types=True) == '{"GENE": []}'
+
+
+@pytest.mark.parametrize("answer, format, wanted", [
+    ('{"SIGN": ["fever"], "SIGN": ["joint pain"]}', "json", [("fever", "SIGN"), ("joint pain", "SIGN")]),
+    ('The entities [as JSON]: {"SIGN": ["joint pain"]}', "json", [("joint pain", "SIGN")]),
+    ('Of the form {type: [mentions]}:\n{"SIGN": ["joint pain"]}', "json", [("joint pain", "SIGN")]),
+    ('{"text": "joint pain", "type": "SIGN"}\n{"text": "IL-2", "label": "GENE"}', "spans",
+     [("joint pain", "SIGN"), ("IL-2", "GENE")]),
+    ('Fever? {"SIGN": ["rash"]}</think>{"SIGN": ["joint pain"]}', "json", [("joint pain", "SIGN")]),
+    ('{"SIGN": ["none"], "GENE": ["No"], "DISEASE": ["n/a"]}', "json", []),
+    ("**SIGN**: joint pain", "lines", [("joint pain", "SIGN")]),
+])  # fmt: skip
+def test_more_answers_as_models_write_them(answer, format, wanted):
+    assert sorted(parsed(answer, format)[1]) == sorted(wanted)
+
+
+def test_types_that_differ_by_a_sign_stay_apart():
+    status, found, _ = parsed('{"RH+": ["fever"], "RH-": ["joint pain"]}', "json", types=("RH+", "RH-"))
+    assert status == "ok" and sorted(found) == [("fever", "RH+"), ("joint pain", "RH-")]
+    assert parsed("Dose: max: fever", "lines", types=("Dose: max",))[1] == [("fever", "Dose: max")]
+    assert parsed("I cannot help with {patient data}.", "json")[0] == "refused"
+
+
+@pytest.mark.parametrize("answer, format", [
+    ("\t" * 20_000 + "x", "iob"), ("a" + " " * 20_000 + "b", "iob"), ("[" * 50_000, "json"), ("{" * 50_000, "spans"),
+    ('{"SIGN": [' + ", ".join(f'"absent {n} word"' for n in range(3000)) + "]}", "json"), ("<SIGN>" * 9000, "inline"),
+    ("SIGN: " + "; ".join(["fever"] * 5000), "lines"), ('"' + "\\\\" * 50_000, "json"),
+])  # fmt: skip
+def test_no_answer_takes_long(answer, format):
+    started, record = time.process_time(), {"id": "a", "text": "fever and joint pain. " * 500, "entities": []}
+    utils.parse_answer(answer, record, ["SIGN"], format)
+    assert time.process_time() - started < 5
 
 
 ALIGNED = {  # corpus: its archive, share of gold offsets that come back from the strings of json answers, in sentences
