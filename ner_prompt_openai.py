@@ -263,7 +263,7 @@ class Endpoint:
         form = {"json_schema": schema(types, self.args.format), "json_object": {"type": "json_object"}, "none": None}
         if form[self.modes[0]]:
             body["response_format"] = form[self.modes[0]]
-        return body | ({"extra_body": self.args.extra_body} if self.args.extra_body else {})
+        return body | (self.args.extra_body or {})
 
     def price_of(self, used):
         into, out = self.args.price or (0.0, 0.0)
@@ -318,7 +318,8 @@ class Endpoint:
 
         mode = self.modes[0]
         try:
-            call = self.client.chat.completions.create(**self.request(types, messages, tokens))
+            # As chat.completions.create does, but without its walk through all of the body: twice the requests a second
+            call = self.client.post("/chat/completions", cast_to=object, body=self.request(types, messages, tokens))
             reply = await asyncio.wait_for(call, self.args.timeout)
         except openai.APIStatusError as error:
             return self.refused(error, mode, messages)
@@ -326,7 +327,7 @@ class Endpoint:
             return {"error": type(error).__name__}, 0.0
         except (openai.APIError, ValueError) as error:  # a body that is no JSON
             return {"error": f"{type(error).__name__}: not the reply of a chat endpoint"}, 0.0
-        line = line_of(reply.to_dict(warnings=False) if hasattr(reply, "to_dict") else reply, messages)
+        line = line_of(reply, messages)
         if "error" in line:
             return line, 0.0
         self.counts.update(line["usage"] | {"answers": 1})
@@ -588,7 +589,6 @@ def batch_files(todo, labels, shots, answers, args):
         types, messages, request = list(requests_of(record, labels, shots, args))[number]
         endpoint.reserve(endpoint.estimate(messages, tokens))
         body = endpoint.request(types, messages, tokens)
-        body |= body.pop("extra_body", {})
         row = {"custom_id": request, "method": "POST", "url": "/v1/chat/completions", "body": body}
         row = to_json(row).encode("utf-8") + b"\n"
         if rows and (len(rows) == BATCH_REQUESTS or size + len(row) > BATCH_BYTES):

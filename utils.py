@@ -1,4 +1,4 @@
-"""What the data is about: records, files, tokens and tags. Standard library only; travels with any copied script.
+"""What the data is about: records, files, tokens, tags, prompts, answers. Standard library only; goes with any script.
 
 A record is a dict, one per line of a JSONL file (README.md, "The record", has every field):
 
