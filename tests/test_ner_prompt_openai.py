@@ -332,6 +332,10 @@ def test_what_a_server_does_not_take_is_asked_otherwise_once(cli, served, tmp_pa
     assert done.stderr.count("the server does not take response_format") == 2
     assert "the server takes max_tokens" in done.stderr
     same_as_gold(path, tmp_path / "p.jsonl")
+    out = tmp_path / "q.jsonl"  # also where the log has answers to what was asked otherwise
+    assert prompt(cli, path, out, served(answers), "--response_format", "none").returncode == 0
+    assert prompt(cli, path, out, served(answers, refuse=picky)).returncode == 0
+    same_as_gold(path, out)
 
 
 def test_a_text_that_can_not_be_asked_is_recorded_and_asked_again(cli, served, tmp_path):
