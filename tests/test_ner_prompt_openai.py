@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import ner_prompt_openai as script
 from utils import read_records, render_answer, write_jsonl
 
 KEY = "sk-a-secret-that-must-not-be-written-anywhere"
@@ -672,3 +673,19 @@ def test_servers_that_repeat_the_text_are_not_quoted(cli, served, tmp_path):
     server = served(answers, refuse=lambda body: (422, {"detail": f"bad input: {body['messages'][-1]['content']}"}))
     done = prompt(cli, path, tmp_path / "p.jsonl", server)
     assert done.returncode == 1 and "fever" not in done.stderr and "repeat the text" in done.stderr
+
+
+def test_nothing_worse_replaces_an_answer_and_money_under_way_counts(tmp_path):
+    flags = ["--model", "m", "--test_file", "t", "--output_file", "o", "--price", "1", "1", "--max_cost", "1"]
+    answers = script.Answers(tmp_path / "log.jsonl")
+    for line in ({"answer": "{}", "usage": {"prompt_tokens": 100_000}}, {"error": "500"}, {"answer": ""}):
+        answers.add({"request": "a"} | line)
+    answers.close()
+    again = script.Answers(tmp_path / "log.jsonl")
+    assert answers.lines["a"]["answer"] == again.lines["a"]["answer"] == "{}"
+    endpoint = script.Endpoint(script.parse_args(flags), again)
+    endpoint.reserve(0.5)
+    with pytest.raises(script.Stop):  # 0.1 paid, 0.5 under way
+        endpoint.reserve(0.5)
+    endpoint.reserve(0.3)
+    again.close()
