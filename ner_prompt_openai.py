@@ -231,13 +231,17 @@ def lock(file, path):
 # ---------------------------------------------------------------------------- the endpoint
 
 
+def key_of(args):
+    return (os.environ.get(args.api_key_env) or "none").strip()  # local servers want some string
+
+
 def client_of(kind, args):
     """An openai client, AsyncOpenAI or OpenAI: no retries of its own, no redirects; loopback hosts through no proxy."""
     import openai
 
     transport = {"AsyncOpenAI": openai.DefaultAsyncHttpxClient, "OpenAI": openai.DefaultHttpxClient}[kind]
     http = transport(follow_redirects=False, trust_env=host_of(args) not in LOOPBACK)
-    key = (os.environ.get(args.api_key_env) or "none").strip()  # local servers want some string
+    key = key_of(args)
     return getattr(openai, kind)(
         base_url=args.base_url, api_key=key, max_retries=0, timeout=args.timeout, http_client=http
     )
@@ -246,14 +250,14 @@ def client_of(kind, args):
 class Endpoint:
     """One server: what it accepts, what was paid, and when the next request may go."""
 
-    def __init__(self, args, answers=None):
+    def __init__(self, args, answers):
         self.args, self.counts, self.next, self.stop, self.reserved = args, Counter(), 0.0, None, 0.0
-        self.answers, self.key = answers, (os.environ.get(args.api_key_env) or "none").strip()
+        self.answers, self.key = answers, key_of(args)
         auto = ["json_schema", "json_object", "none"] if args.format == "json" else ["json_schema", "none"]
         self.modes = auto if args.response_format == "auto" else [args.response_format]
         self.modes = self.modes if args.format in ("json", "spans") else ["none"]
         self.limit_name, self.proven = "max_completion_tokens", False  # proven: it took a request as we ask now
-        self.known = any("answer" in line for line in answers.lines.values()) if answers else False
+        self.known = any("answer" in line for line in answers.lines.values())
 
     def request(self, types, messages, tokens):
         """The parameters of one request."""
@@ -769,14 +773,16 @@ def ask_politely(call, answers, args):
     """call(answers, args); where the server, or --max_cost, ends it: one line, without the key."""
     import openai
 
-    kept = f"({len(answers.lines):,} answers are kept in {answers.path})"
+    def kept():
+        return f"({len(answers.lines):,} answers are kept in {answers.path})"
+
     try:
         return call(answers, args)
     except Stop as error:
-        raise DataError(f"{error} ({len(answers.lines):,} answers are kept in {answers.path})") from None
+        raise DataError(f"{error} {kept()}") from None
     except openai.APIError as error:
         what = f"status {error.status_code}" if isinstance(error, openai.APIStatusError) else type(error).__name__
-        raise DataError(f"{host_of(args)}: {what}; try again {kept}") from None
+        raise DataError(f"{host_of(args)}: {what}; try again {kept()}") from None
 
 
 def finish(records, labels, shots, lines, endpoint, args, started):
