@@ -904,24 +904,44 @@ ALIGNED = {  # corpus: its archive, share of gold offsets that come back from th
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ALIGNED)
-def test_gold_comes_back_from_the_answers_of_real_corpora(name, corpus, cli, tmp_path, capsys):
-    """All formats: what one can hold comes back whole; json: nothing that is in the text is lost, and offsets agree."""
-    below, archive, least = ALIGNED[name]
-    folder = corpus(name, archive)
-    done = cli("brat2iob.py", "--input", folder / below if below else folder, "--output_dir", tmp_path, "--to", "jsonl")
-    assert done.returncode in (0, 1), done.stderr
-    records = [r for path in sorted(tmp_path.glob("*.jsonl")) if "crlf" not in path.name for r in read_records(path)]
-    types = sorted({e["type"] for r in records for e in r["entities"]})
-    found = gold = 0
+def offsets_that_return(records, types):
+    """Of gold's continuous mentions, shown as strings: the share whose offsets return, and the strings of the others.
+
+    Nothing that is in the text may be lost, and only a string that stands there more than once, or has white space at
+    an edge, may go to another place.
+    """
+    gold, elsewhere = 0, Counter()
     for record in records:
         whole = [e for e in record["entities"] if len(fragments(e)) == 1]
         items = [(e["text"], type_, None) for type_ in types for e in whole if e["type"] == type_]
         placed, dropped = utils.place_mentions(items, record["text"])
         assert not dropped
-        spans = [Counter((e["start"], e["end"]) for e in side) for side in (whole, placed)]
-        found += (spans[0] & spans[1]).total()
+        wanted, found = (Counter((e["start"], e["end"]) for e in side) for side in (whole, placed))
+        for start, end in wanted - found:
+            mention = record["text"][start:end]
+            elsewhere[mention] += 1
+            assert mention != mention.strip() or len(utils.occurrences(mention, record["text"])) > 1, record["id"]
         gold += len(whole)
+    return 1 - elsewhere.total() / gold, elsewhere
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_gold_comes_back_from_the_answers_of_real_corpora(name, corpus, cli, tmp_path, capsys):
+    """All formats: what one can hold comes back whole; json: nothing that is in the text is lost, and offsets agree."""
+    below, archive, least = ALIGNED[name]
+    folder = corpus(name, archive)
+    shares = {}
+    for unit in ("document", "sentence"):
+        out = tmp_path / unit
+        done = cli("brat2iob.py", "--input", folder / below if below else folder, "--output_dir", out, "--to", "jsonl",
+                   "--unit", unit)  # fmt: skip
+        assert done.returncode in (0, 1), done.stderr
+        records = [r for path in sorted(out.glob("*.jsonl")) if "crlf" not in path.name for r in read_records(path)]
+        types = sorted({e["type"] for r in records for e in r["entities"]})
+        shares[unit], repeats = offsets_that_return(records, types)
+        with capsys.disabled():
+            print(f"\n{name}, {unit} units: offsets of {shares[unit]:.3%} return; put elsewhere: {repeats.total():,} "
+                  f"repeats, as {', '.join(repr(mention) for mention, _ in repeats.most_common(5))}")  # fmt: skip
     lost = {}
     for format in utils.FORMATS:
         for record in records[:: 1 + len(records) // 1500]:
@@ -930,6 +950,5 @@ def test_gold_comes_back_from_the_answers_of_real_corpora(name, corpus, cli, tmp
             assert back or not can_hold(record, format), (format, record["id"])
             lost[format] = lost.get(format, 0) + (not back)
     with capsys.disabled():
-        print(f"\n{name}: offsets {found / gold:.5f} of {gold:,} mentions; records not the same again, of "
-              f"{len(records[:: 1 + len(records) // 1500]):,}: {lost}")  # fmt: skip
-    assert found / gold >= least
+        print(f"{name}: records not the same again, of {len(records[:: 1 + len(records) // 1500]):,}: {lost}")
+    assert shares["sentence"] >= least
