@@ -510,7 +510,7 @@ def csv_documents(path, rows, known):
     cells = ((rows.line_num, {use: row.get(name) or "" for use, name in known.items()}) for row in rows)
     if not known["document"] and not known["sentence"]:
         for number, (line, row) in enumerate(cells):
-            yield partial(attempt, list_document, f"{path}:{line}", str(number), row)
+            yield partial(attempt, list_document, f"{path}:{line}", f"#{number}", row)
         return
     for number, (doc_id, group) in enumerate(itertools.groupby(cells, key=lambda cell: cell[1]["document"])):
         units_, where = [], None
@@ -518,7 +518,7 @@ def csv_documents(path, rows, known):
             lines = list(sentence)
             where = where or f"{path}:{lines[0][0]}"
             units_.append(([row["token"] for _, row in lines], [row["tag"] for _, row in lines]))
-        yield partial(attempt, token_document, where, doc_id or str(number), units_)
+        yield partial(attempt, token_document, where, doc_id or f"#{number}", units_)
 
 
 def list_document(where, doc_id, row):
@@ -597,7 +597,9 @@ def hugging_face(path, number, row):
         tags = next((row[name] for name in ("ner_tags", "tags", "labels") if name in row), None)
         if tags is None:
             raise DataError(f"{where}: no `ner_tags` beside its `tokens`; is it a file of token labels?")
-        return token_document(where, str(row.get("id", number - 1)), [(row["tokens"], tags)])
+        doc_id = str(row.get("id", number - 1))
+        doc_id = f"#{doc_id}" if doc_id == str(number - 1) else doc_id  # the number of a row names no document
+        return token_document(where, doc_id, [(row["tokens"], tags)])
 
 
 def joined(doc_id, records):

@@ -48,6 +48,7 @@ from utils import (
     INSTRUCTIONS,
     DataError,
     flat_view,
+    is_named,
     log,
     parse_answer,
     read_lines,
@@ -127,7 +128,8 @@ def choose_shots(args, types):
             chosen.append(fresh[0])
             wanted.update(type_ for type_ in {e["type"] for e in fresh[0]["entities"]} if type_ in wanted)
         chosen += empty
-    texts, documents = {shot["text"].strip(): shot for shot in chosen}, {shot["doc_id"]: shot for shot in chosen}
+    texts = {shot["text"].strip(): shot for shot in chosen}
+    documents = {shot["doc_id"]: shot for shot in chosen if is_named(shot["doc_id"])}
     for record in read_records(args.test_file, args.limit):
         shot = texts.get(record["text"].strip()) or documents.get(record["doc_id"])
         if shot:

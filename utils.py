@@ -281,15 +281,15 @@ def read_iob(path, encoding=None, warn=log, column=-1):
     """Yield the records of an IOB/CoNLL file: token first, tag last, 2 to 4 columns, blank line after each unit.
 
     Tags are those of `column`, kept as written; entities derive from them leniently. `-DOCSTART-` (or GENIA's
-    `###MEDLINE:ID`) opens a document; without any, each unit is a document. Raises DataError where a line has another
-    number of columns.
+    `###MEDLINE:ID`) opens a document; without any, each unit is a document, "#0" the first. Raises DataError where a
+    line has another number of columns.
     """
     names, doc_id, units, number, opened, total = set(), None, 0, 0, 0, 0
     for head, tokens, tags in _iob_units(path, encoding, column):
         if head is not None:
             doc_id, number = _document_id(head, names, warn), 0
         if tokens:
-            name = str(units) if doc_id is None else doc_id
+            name = f"#{units}" if doc_id is None else doc_id
             names.add(name)
             yield iob_record(f"{name}:{number}", name, tokens, tags)
             number += doc_id is not None
@@ -339,9 +339,9 @@ def _cells(line):
 
 
 def _document_id(rest, seen, warn):
-    """The id after -DOCSTART-, without parentheses and tag columns; the running number where there is none."""
+    """The id after -DOCSTART-, without parentheses and tag columns; where there is none the running number, as "#7"."""
     words = [word.strip("()") for word in rest.split() if word not in ("O", "-X-", "-DOCSTART-")]
-    doc_id = name = " ".join(words) or str(len(seen))
+    doc_id = name = " ".join(words) or f"#{len(seen)}"
     copies = 1
     while name in seen:
         copies += 1
@@ -350,6 +350,11 @@ def _document_id(rest, seen, warn):
         warn(f"warning: document id {doc_id!r} stands again; read as {name!r}")
     seen.add(name)
     return name
+
+
+def is_named(doc_id):
+    """Whether a document has a name; "#7" is the 8th of an IOB file that names none, and another one in each file."""
+    return not re.fullmatch(r"#\d+", doc_id)
 
 
 def iob_record(record_id, doc_id, tokens, tags):

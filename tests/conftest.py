@@ -1,6 +1,7 @@
 """Shared by all tests: run a script as a user does, and find the real corpora (NER_CORPORA), unpacked once."""
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ def pytest_configure(config):
     # One thread: the suite shares two cores, and two OpenMP threads collapse when anything else runs.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job, whose child it is
 
 
 @pytest.fixture(scope="session")

@@ -394,11 +394,11 @@ def under(prefix, files):
         (under("c/", DOCUMENT) | under("c/below/", DOCUMENT), {"c": ["a", "below/a"]}),
         (under("c/train/", DOCUMENT | {"._a.ann": "\0", ".stats_cache": "\0"}) | {"c/annotation.conf": "["},
          {"train": ["a"]}),
-        ({"c/train.tsv": "a\tB-X\n", "c/dev.tsv": "b\tO\n"}, {"train": ["0"], "dev": ["0"]}),
-        ({"c/train.tsv.gz": gzip.compress(b"a\tB-X\n")}, {"train": ["0"]}),
+        ({"c/train.tsv": "a\tB-X\n", "c/dev.tsv": "b\tO\n"}, {"train": ["#0"], "dev": ["#0"]}),
+        ({"c/train.tsv.gz": gzip.compress(b"a\tB-X\n")}, {"train": ["#0"]}),
         (under("c/train/", DOCUMENT) | under("c/dev/", DOCUMENT) | {"c/README.txt": "hello"},
          {"train": ["a"], "dev": ["a"]}),
-        ({"c/train.tsv": "a\tB-X\n", "c/LICENSE.txt": "free"}, {"train": ["0"]}),
+        ({"c/train.tsv": "a\tB-X\n", "c/LICENSE.txt": "free"}, {"train": ["#0"]}),
     ],
 )  # fmt: skip
 def test_folders_and_splits(tmp_path, files, splits):
@@ -762,7 +762,7 @@ def test_lists_of_tokens(tmp_path, files):
     write(tmp_path / "c", files)
     code, found, report = convert(tmp_path / "c", tmp_path / "out")
     assert code == 0, report
-    assert [(r["id"], r["tokens"], r["tags"]) for r in found["c"]] == [("0:0", ["IL", "2"], ["B-T103", "I-T103"])]
+    assert [(r["id"], r["tokens"], r["tags"]) for r in found["c"]] == [("#0:0", ["IL", "2"], ["B-T103", "I-T103"])]
 
 
 HF = '{"tokens": ["One", "fever"], "ner_tags": ["O", "B-A"]}\n'

@@ -414,6 +414,11 @@ def test_one_type_a_prompt_shots_and_cost(cli, served, rare_en, tmp_path):
     leak = cli("ner_prompt_openai.py", "--test_file", rare_en / "train.jsonl", "--output_file", tmp_path / "l.jsonl",
                "--train_file", rare_en / "train.jsonl", "--num_shots", 2, "--dry_run")  # fmt: skip
     assert leak.returncode == 1 and "take shots from another file" in leak.stderr
+    for name in ("train", "test"):  # IOB that names no documents: both files have a "#0", which says nothing
+        (tmp_path / f"{name}.iob").write_text(f"Fever\tB-SIGN\nin\tO\n{name}\tO\n", encoding="utf-8")
+    same = cli("ner_prompt_openai.py", "--test_file", tmp_path / "test.iob", "--output_file", tmp_path / "l.jsonl",
+               "--train_file", tmp_path / "train.iob", "--num_shots", 1, "--dry_run")  # fmt: skip
+    assert same.returncode == 0 and "Fever in train" in same.stdout, same.stderr
     path, answers = corpus_of(tmp_path, 40)
     server = served(answers)  # 100 + 7 tokens an answer: 0.000114 each
     done = prompt(cli, path, tmp_path / "c.jsonl", server, "--price", 1, 2, "--max_cost", 0.001, "--max_concurrency", 1)

@@ -183,7 +183,7 @@ def test_iob_round_trip(tmp_path, made, name):
     assert [(r["tokens"], r["tags"]) for r in back] == [(v["tokens"], v["tags"]) for v in views]
     documents = [list(group) for _, group in itertools.groupby(made, key=lambda r: r["doc_id"])]
     numbers = [n for n, group in enumerate(documents) for r in group if utils.tokenize(r["text"])]
-    assert [r["doc_id"] for r in back] == list(map(str, numbers))
+    assert [r["doc_id"] for r in back] == [f"#{n}" for n in numbers]
     for record in back:
         assert record["pretokenized"] and record["text"] == " ".join(record["tokens"])
         assert all(record["text"][a:b] == t for (a, b), t in zip(record["offsets"], record["tokens"], strict=True))
@@ -375,10 +375,10 @@ def test_columns_token_first_tag_last(tmp_path, line):
 @pytest.mark.parametrize(
     "heads, ids",
     [
-        ((None, None), ["0:0", "1:0"]),
-        (("-DOCSTART-\tO", None), ["0:0", "0:1"]),
-        (("-DOCSTART-\tO", "-DOCSTART-\tO"), ["0:0", "1:0"]),
-        (("-DOCSTART- -X- O O", "-DOCSTART- -X- -X- O"), ["0:0", "1:0"]),
+        ((None, None), ["#0:0", "#1:0"]),
+        (("-DOCSTART-\tO", None), ["#0:0", "#0:1"]),
+        (("-DOCSTART-\tO", "-DOCSTART-\tO"), ["#0:0", "#1:0"]),
+        (("-DOCSTART- -X- O O", "-DOCSTART- -X- -X- O"), ["#0:0", "#1:0"]),
         (("-DOCSTART- (12345)", "-DOCSTART- (678)"), ["12345:0", "678:0"]),
         (("-DOCSTART- (1)", "-DOCSTART- (1)"), ["1:0", "1~2:0"]),
         (("###MEDLINE:96001", "###MEDLINE:96002"), ["96001:0", "96002:0"]),
