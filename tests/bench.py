@@ -6,6 +6,7 @@
     python tests/bench.py convert                  brat2iob.py: MB/s of text, beside a bare floor and peers
     python tests/bench.py eval --sentences 100000  ner_eval.py: beside seqeval and nervaluate, on made-up tags
     python tests/bench.py prompt                   ner_prompt_openai.py: requests a second, memory, resuming
+    python tests/bench.py rag                      ner_rag.py: search and embedding beside sentence-transformers, cache
 
 Processes are measured whole, imports included, but for `predict`, which compares the calls in one process. The plain
 Trainer is run_ner.py's way: words given one by one, fp32, dynamic padding, no grouping by length, its default rate.
@@ -341,11 +342,64 @@ def bench_prompt(args):
             (Path(folder) / "one.out.answers.jsonl").unlink()
 
 
+def bench_rag(args):
+    """Search beside semantic_search, embedding beside encode, a run beside its repetition with a warm cache."""
+    import numpy as np
+    import torch
+    from sentence_transformers import SentenceTransformer, util
+
+    import ner_rag
+    from utils import read_records
+
+    rng, ours, peer = np.random.default_rng(13), [], []
+    vectors = rng.standard_normal((110_000, 384), np.float32)
+    vectors /= np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    settings = argparse.Namespace(retriever="dense")
+    score = ner_rag.scorer(range(100_000), settings, lambda numbers, role: vectors[numbers.start : numbers.stop])
+    for _ in range(args.runs):
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
+        found = [ner_rag.top(score(range(at, min(at + ner_rag.ROWS, 110_000))), 26)[:, :5]
+                 for at in range(100_000, 110_000, ner_rag.ROWS)]  # fmt: skip
+        ours.append(time.time() - started)
+        if len(ours) == 1:
+            memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        started = time.time()
+        hits = util.semantic_search(torch.from_numpy(vectors[100_000:]), torch.from_numpy(vectors[:100_000]), top_k=5)
+        peer.append(time.time() - started)
+    same = (np.concatenate(found) == [[hit["corpus_id"] for hit in row] for row in hits]).all(axis=1).mean()
+    print(f"rag search, 10,000 x 100,000 x 384: {statistics.median(ours):.2f} s, semantic_search "
+          f"{statistics.median(peer):.2f} s: {statistics.median(ours) / statistics.median(peer):.2f}; {memory:.0f} MB; "
+          f"same five in {same:.2%}")  # fmt: skip
+    texts, ours, peer = [record["text"] for record in read_records(NCBI / "train.tsv", args.limit)], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = argparse.Namespace(embedding_model="minilm", cache_dir=folder, batch_size=64)
+        model = SentenceTransformer(ner_rag.model_folder(settings))
+        encode = ner_rag.local_model(settings, ner_rag.Counter())
+        for run in range(args.runs):
+            started, settings.cache_dir = time.time(), f"{folder}/{run}"
+            embeddings = ner_rag.Embeddings(settings)
+            embeddings.encode = encode
+            embeddings(texts, "like")
+            ours.append(time.time() - started)
+            started = time.time()
+            model.encode(texts, batch_size=64, show_progress_bar=False)
+            peer.append(time.time() - started)
+        print(f"rag embedding, {len(texts):,} texts: {len(texts) / statistics.median(ours):.0f} a second, model.encode "
+              f"{len(texts) / statistics.median(peer):.0f}")  # fmt: skip
+        walls = []
+        for _ in range(2):
+            flags = ("--train_file", NCBI / "train.tsv", "--test_file", NCBI / "test.tsv", "--cache_dir", f"{folder}/c")
+            walls.append(measure(ROOT / "ner_rag.py", *flags, "--output_file", f"{folder}/o.jsonl")[1])
+        print(
+            f"rag run, NCBI-disease: {walls[0]:.1f} s, again {walls[1]:.1f} s: {walls[0] / walls[1]:.0f} times as fast"
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="all",
-                        choices=["all", "train", "predict", "convert", "eval", "prompt", "plain_trainer", "floor",
-                                 "endpoint"])  # fmt: skip
+                        choices=["all", "train", "predict", "convert", "eval", "prompt", "rag", "plain_trainer",
+                                 "floor", "endpoint"])  # fmt: skip
     parser.add_argument("--limit", type=int, default=1000, help="records (default: %(default)s; 0: all)")
     parser.add_argument("--sentences", type=int, default=20000, help="for eval (default: %(default)s)")
     parser.add_argument("--delay", type=float, help=argparse.SUPPRESS)
@@ -373,6 +427,8 @@ def main():
         bench_eval(args)
     if args.what in ("all", "prompt"):
         bench_prompt(args)
+    if args.what in ("all", "rag"):
+        bench_rag(args)
 
 
 if __name__ == "__main__":

@@ -200,6 +200,30 @@ def same_as_gold(path, out):
         assert pred["entities"] == gold["entities"] and pred["status"] == "ok" and pred["dropped"] == []
 
 
+def test_shots_and_passages_of_ner_rag_arrive_in_their_order(cli, rare_en, tmp_path, served):
+    """System: task, types, passages, the most like last; static shots, retrieved ones, the most like last; the text."""
+    (tmp_path / "kb.md").write_text("Fever is a sign. " * 70 + "\n\n" + "A rash of the skin is seen. " * 60, "utf-8")
+    flags = ("--train_file", rare_en / "train.jsonl", "--retriever", "bm25", "--num_shots", 4, "--static_shots", 1)
+    done = cli("ner_rag.py", *flags, "--test_file", rare_en / "test.jsonl", "--output_file", tmp_path / "s.jsonl",
+               "--knowledge", tmp_path / "kb.md", "--limit", 3)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    server = served()
+    done = prompt(cli, tmp_path / "s.jsonl", tmp_path / "p.jsonl", server, "--max_concurrency", 1)
+    assert done.returncode == 0 and len(server.bodies) == 3, done.stderr
+    for record, (body, _) in zip(read_records(tmp_path / "s.jsonl"), server.bodies, strict=True):
+        first, *turns, last = body["messages"]
+        places = [first["content"].index(passage["text"]) for passage in record["passages"]]
+        assert len(places) == 2 and places == sorted(places) and places[0] > first["content"].index("- SIGN")
+        assert [passage["score"] for passage in record["passages"]] == sorted(p["score"] for p in record["passages"])
+        assert [turn["content"] for turn in turns[::2]] == [shot["text"] for shot in record["shots"]]
+        assert [turn["content"] for turn in turns[1::2]] == [
+            render_answer(shot, sorted({"DISEASE", "RAREDISEASE", "SIGN", "SKINRAREDISEASE", "SYMPTOM"}), "json")
+            for shot in record["shots"]
+        ]
+        scores = [shot.get("score") for shot in record["shots"]]
+        assert scores[0] is None and scores[1:] == sorted(scores[1:]) and last["content"] == record["text"]
+
+
 def test_answers_become_records(cli, served, tmp_path):
     path, answers = corpus_of(tmp_path)
     server, out = served(answers), tmp_path / "out" / "p.jsonl"
