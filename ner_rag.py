@@ -61,10 +61,8 @@ from utils import (
     writing,
 )
 
-COPY = (
-    0.9  # shared words of two near copies: from here on NCBI-disease and BC5CDR share titles and formulas word by word
-)
-SEQUENCE = 8  # words of a text that stand in another in their order, and make it a copy, too
+COPY = 0.9  # share of words that makes a near copy; below it NCBI-disease and BC5CDR have formulas, above it the same
+SEQUENCE = 8  # words of a text, or more, that all stand in another in their order make a copy, too
 PASSAGE = 1000  # characters of a passage, about
 SHARES = (("mentions", "gold mentions in shots", "gold mentions"), ("types", "gold types in shots", "gold types"),
           ("mean score", "sum of scores", "scored shots"))  # fmt: skip
@@ -407,9 +405,10 @@ def scorer(texts, args, embeddings, role="like"):
     def fused(queries):
         total = np.zeros((len(queries), len(texts)), np.float32)
         for part in parts:
-            best = top(part(queries), POOL)
-            ranks = np.broadcast_to(np.arange(1, best.shape[1] + 1), best.shape)
-            np.put_along_axis(total, best, np.take_along_axis(total, best, 1) + 1 / (FUSION + ranks), 1)
+            scores = part(queries)
+            best = top(scores, POOL)
+            share = (np.take_along_axis(scores, best, 1) > 0) / (FUSION + 1 + np.arange(best.shape[1]))
+            np.put_along_axis(total, best, np.take_along_axis(total, best, 1) + share, 1)
         return total
 
     return fused
