@@ -1,0 +1,983 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "transformers>=5", "trl>=1", "peft>=0.17", "accelerate>=1.1", "datasets", "tqdm"]
+# ///
+"""Fine-tune a generative LLM (LoRA, QLoRA, all weights) to write the entities of records, and predict with one.
+
+Prompts and answers are those of ner_prompt_openai.py, in five formats. A prompt is tokenized alone and the answer with
+its end of turn behind it, so that prediction asks exactly what training showed; the loss is on the answer and its end.
+Nothing is cut: a record that does not fit is an error. Checkpoints are chosen by strict F1 of generated development
+answers. --task pretrain trains on plain text instead; without --train_file an untouched or adapted model predicts.
+
+    python ner_ft_llm.py --model M --train_file out/rare_en/train.jsonl --validation_file out/rare_en/dev.jsonl \\
+        --test_file out/rare_en/test.jsonl --output_dir out/llm --load_in_4bit --lora_r 64 --lora_alpha 128
+    python ner_ft_llm.py --adapter out/llm --test_file new.jsonl --output_dir out/new          # as it was trained
+    python ner_ft_llm.py --task pretrain --model M --train_file notes.txt --output_dir out/base
+
+Reads   records as JSONL or IOB (.gz too) with their `shots` and `passages`; for pretrain also .txt, one text a file
+Writes  OUTPUT_DIR: adapter or model, tokenizer, run.json; STEM.pred.jsonl (or OUTPUT_FILE) with `answer`, `status`,
+        `dropped`, `usage`, `seconds`, as ner_prompt_openai.py; beside it STEM.pred.jsonl.answers.jsonl, the raw answers.
+        Killed at any time, the same command goes on: from the last epoch, or the last answer
+Needs   a model with a fast tokenizer as a hub id or folder; for --load_in_4bit bitsandbytes. A GPU for real sizes
+Source  Lu et al. 2024 (tner), Obeidat et al. 2025, instruct-NER, the PharmaCoNER study; QLoRA (Dettmers et al. 2023)
+Differs loss: answer and end of turn (tner, Obeidat: prompt and padding, too); checkpoint: strict F1 of answers
+        (loss, or the last); decoding: greedy (sampling or 3-8 beams); too long: an error (cut at 2048 or 512); LoRA on
+        all linear layers but the head (q,v; or with lm_head, which SFTTrainer refuses). No seq2seq models: T5 needs
+        its own collator, trainer and decoding, some 90 lines more
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import re
+import shutil
+import sys
+import time
+from collections import Counter, deque
+from functools import cache
+from itertools import chain, groupby
+from pathlib import Path
+
+from utils import (
+    FORMATS,
+    INSTRUCTIONS,
+    DataError,
+    flat_view,
+    fragments,
+    log,
+    parse_answer,
+    read_lines,
+    read_records,
+    render_answer,
+    render_messages,
+    run,
+    sha256,
+    to_json,
+    tokenize,
+    write_jsonl,
+    write_sidecar,
+)
+
+KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized", "tokens", "offsets")  # tokens: of IOB alone
+WORST = ("unparsable", "refused", "empty", "truncated", "salvaged", "ok")  # of the answers of --one_type_per_prompt
+PROMPT = ("format", "one_type_per_prompt", "all_types", "language")  # kept with the model, and taken up again
+TRAINING = (
+    "task",
+    "model",
+    "learning_rate",
+    "num_train_epochs",
+    "batch_size",
+    "max_length",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "load_in_4bit",
+    "eval_samples",
+    "early_stopping_patience",
+    "seed",
+    "limit",
+    "training_args",
+    *PROMPT,
+)  # fmt: skip (what a trained model depends on)
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+BUDGET = 32_768  # tokens of a batch of prompts and answers: 4 GB of keys and values of an 8B model
+ANSWER = 256  # tokens of an answer where nothing is known of it
+PLAIN = (  # a chat template for models that have none
+    "{{ bos_token or '' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] }}"
+    "{{ eos_token }}{{ '\n\n' }}{% elif message['role'] == 'user' %}{{ '### Text\n' + message['content'] + "
+    "'\n\n### Entities\n' }}{% else %}{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}"
+)
+
+
+# ---------------------------------------------------------------------------- what is asked, and what is the answer
+
+
+def read_labels(args, stored):
+    """Return {type: description or ""}: of --labels_file, stored with the model, in training, shots, or (warned) gold."""
+    if args.labels_file:
+        try:
+            labels = json.loads(Path(args.labels_file).read_text(encoding="utf-8"))
+            if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()) or not labels:
+                raise ValueError
+        except ValueError:
+            raise DataError(f"{args.labels_file}: not a JSON object of type and description; write one") from None
+        return labels
+    if stored.get("labels") and not args.train_file:
+        return stored["labels"]
+    if args.train_file:
+        if found := types_of(chain.from_iterable(read_records(path, args.limit) for path in args.train_file)):
+            return dict.fromkeys(found, "")
+        raise DataError(f"{args.train_file[0]}: no entity in it; nothing to learn")
+    records = chain.from_iterable(read_records(path, args.limit) for path in args.test_file)
+    if found := types_of(shot for record in records for shot in record.get("shots", ())):
+        return dict.fromkeys(found, "")
+    if found := types_of(chain.from_iterable(read_records(path, args.limit) for path in args.test_file)):
+        log("warning: the types come from the gold of --test_file; give --labels_file")
+        return dict.fromkeys(found, "")
+    raise DataError(f"{args.test_file[0]}: no types to ask for; give --labels_file")
+
+
+def types_of(records):
+    return sorted({entity["type"] for record in records for entity in record["entities"]})
+
+
+def questions(record, labels, args):
+    """Yield (types, messages) of what is asked about a record: once, or for each type."""
+    for types in [[type_] for type_ in labels] if args.one_type_per_prompt else [list(labels)]:
+        yield types, render_messages(record, types, args.format, record.get("shots", ()), record.get("passages", ()),
+                                     labels, args.instruction, args.language, args.all_types)  # fmt: skip
+
+
+class Chat:
+    """A tokenizer's way from messages to tokens, the same in training and prediction."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        if not tokenizer.eos_token:
+            raise DataError("the tokenizer has no end-of-sequence token; no model of it would stop")
+        tokenizer.chat_template = tokenizer.chat_template or PLAIN
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        self.bos = tokenizer.bos_token_id
+        self.adds_bos = self.bos is not None and tokenizer("x")["input_ids"][:1] == [self.bos]
+        self.system, self.end = True, tokenizer.eos_token_id
+        probe = [{"role": "system", "content": "x"}, {"role": "user", "content": "x"},
+                 {"role": "assistant", "content": "ANSWER"}]  # fmt: skip
+        try:
+            whole = tokenizer.apply_chat_template(probe, tokenize=False)
+        except Exception:  # the template's own exception: no system message, as in Mistral and Gemma
+            self.system, whole = False, tokenizer.apply_chat_template(probe[1:], tokenize=False)
+        after = tokenizer(whole.rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"]
+        self.end = next((each for each in after if each in tokenizer.all_special_ids), self.end)
+
+    def prompt(self, messages):
+        """The tokens of a prompt, with one BOS where the model wants it; control tokens in texts are plain text."""
+        if not self.system and messages[0]["role"] == "system":
+            content = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+            messages = [messages[1] | {"content": content}, *messages[2:]]
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True,
+                                                 sanitize_control_tokens=True)["input_ids"]  # fmt: skip
+        return [self.bos, *ids] if self.adds_bos and ids[:1] != [self.bos] else list(ids)
+
+    def answer(self, text):
+        """The tokens of an answer, and its end."""
+        return [*self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], self.end]
+
+    def ends(self):
+        return {self.end, self.tokenizer.eos_token_id}
+
+    def read(self, ids):
+        """(text of the tokens before the end, how many tokens, whether there is an end)."""
+        at = next((i for i, each in enumerate(ids) if each in self.ends()), None)
+        kept = ids if at is None else ids[:at]
+        return self.tokenizer.decode(kept, skip_special_tokens=True), len(kept) + (at is not None), at is not None
+
+
+def examples_of(records, labels, chat, args):
+    """Return [{"input_ids", "labels"}]: prompt without, answer with loss; DataError where one is too long."""
+    examples, names = [], []
+    for record in records:
+        for types, messages in questions(record, labels, args):
+            prompt = chat.prompt(messages)
+            answer = chat.answer(render_answer(record, types, args.format, args.all_types))
+            assert answer[-1] == chat.end and prompt.count(chat.bos) <= 1
+            examples.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+            names.append(record["id"])
+    lengths = [len(example["input_ids"]) for example in examples]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    args.max_length = args.max_length or lengths[longest]
+    if lengths[longest] > args.max_length:
+        raise DataError(f"{args.train_file[0]}: record {names[longest]!r} takes {lengths[longest]:,} tokens, more than "
+                        f"--max_length {args.max_length}; --max_length {lengths[longest]} would do")  # fmt: skip
+    lengths.sort()
+    log(f"{len(records):,} records in {len(examples):,} examples; tokens: p50 {lengths[len(lengths) // 2]:,}, p95 "
+        f"{lengths[int(len(lengths) * 0.95)]:,}, max {lengths[-1]:,}")  # fmt: skip
+    return examples
+
+
+def show(example, chat):
+    """Print one example, what bears no loss in [[...]]."""
+    masked = sum(label == -100 for label in example["labels"])
+    parts = [chat.tokenizer.decode(part) for part in (example["input_ids"][:masked], example["input_ids"][masked:])]
+    print(f"[[{parts[0]}]]{parts[1]}")
+
+
+# ---------------------------------------------------------------------------- model
+
+
+def has_cuda():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def has_bf16():
+    """Whether this machine has bf16 units; without them autocast to bf16 costs time on a CPU."""
+    import torch
+
+    if has_cuda():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.7 and later
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def load(args, adapter=None, quantize=False, dtype=None):
+    """Return (model, tokenizer): the base, in 4 bits where asked, with an adapter where given."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    options = {"trust_remote_code": args.trust_remote_code}
+    where = {"device_map": {"": torch.cuda.current_device()}} if has_cuda() else {}
+    if quantize:
+        options["quantization_config"] = four_bits()
+    try:
+        if AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code).is_encoder_decoder:
+            raise DataError(f"--model {args.model}: a seq2seq model; this script trains decoders alone")
+        tokenizer = AutoTokenizer.from_pretrained(adapter or args.model, trust_remote_code=args.trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype or torch.float32, **where, **options)
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        what = f"--adapter {adapter} on {args.model}" if adapter else f"--model {args.model}"
+        raise DataError(f"{what}: can't be loaded: {reason}") from None
+    return model, tokenizer
+
+
+def four_bits():
+    """QLoRA's quantization: nf4, double; DataError where bitsandbytes is missing."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401 (transformers says less when it is missing)
+    except ImportError:
+        raise DataError("--load_in_4bit: the package bitsandbytes is not installed; pip install it") from None
+    half = torch.bfloat16 if has_bf16() else torch.float16 if has_cuda() else torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=half)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def training_arguments(args, steps):
+    """trl's SFTConfig; --training_args come last and win."""
+    from trl import SFTConfig
+
+    cuda, dev = has_cuda(), bool(args.validation_file)
+    settings = {
+        "output_dir": checkpoints(args), "seed": args.seed, "learning_rate": args.learning_rate,
+        "num_train_epochs": args.num_train_epochs, "per_device_train_batch_size": args.batch_size,
+        "logging_steps": max(1, steps // 50), "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.0,
+        "bf16": has_bf16(), "fp16": cuda and not has_bf16(), "use_cpu": not cuda, "dataloader_pin_memory": cuda,
+        "gradient_checkpointing": None, "activation_checkpointing": cuda, "max_length": None, "report_to": "none",
+        "eval_strategy": "epoch" if dev else "no", "save_strategy": "epoch", "save_total_limit": 2,
+        "load_best_model_at_end": dev, "metric_for_best_model": "loss" if args.task == "pretrain" else "f1",
+        "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
+    }  # fmt: skip
+    settings |= {"packing": True, "packing_strategy": "bfd", "max_length": args.max_length} if args.task == "pretrain" \
+        else {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "group_by_length"}  # fmt: skip
+    try:
+        return SFTConfig(**{k: v for k, v in settings.items() if v is not None or k == "max_length"}
+                         | dict(args.training_args))  # fmt: skip
+    except (TypeError, ValueError) as error:
+        log(f"error: --training_args: {str(error).splitlines()[0]}")
+        raise SystemExit(2) from None
+
+
+def checkpoints(args):
+    return os.path.join(args.output_dir, "checkpoints.part")
+
+
+def lora(args):
+    """The adapter's settings; None for full fine-tuning."""
+    if not args.lora_r:
+        return None
+    from peft import LoraConfig
+
+    targets = args.lora_target_modules if args.lora_target_modules != ["all-linear"] else "all-linear"
+    return LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r, lora_dropout=args.lora_dropout,
+                      target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
+
+
+def train(args, labels, stamp):
+    """Train, and save adapter or model with tokenizer in OUTPUT_DIR; return facts for its run.json."""
+    import transformers
+    from datasets import Dataset
+
+    transformers.set_seed(args.seed)
+    model, tokenizer = load(args, quantize=args.load_in_4bit, dtype=base_dtype(args))
+    chat = Chat(tokenizer)
+    if args.task == "pretrain":
+        examples, dev = [{"text": text} for text in texts_of(args.train_file, args.limit)], None
+        held_out = [tokens_of(text, chat) for text in texts_of(args.validation_file or [], args.limit)]
+        args.max_length = min(args.max_length or 2048, model.config.max_position_embeddings)
+    else:
+        records = list(chain.from_iterable(read_records(path, args.limit) for path in args.train_file))
+        dev = dev_records(args)
+        examples = examples_of(records, labels, chat, args)
+        show(next((e for e in examples if sum(label != -100 for label in e["labels"]) > 3), examples[0]), chat)
+        if args.max_length > model.config.max_position_embeddings:
+            raise DataError(f"--model {args.model}: reads {model.config.max_position_embeddings:,} tokens, the longest "
+                            f"example has {args.max_length:,}; cut the texts (brat2iob.py --max_tokens)")  # fmt: skip
+    settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
+    score = (lambda model: held_out_loss(model, held_out, args.max_length)) if args.task == "pretrain" else (
+        lambda model: answers_f1(model, chat, dev, labels, longest_answer(examples), args))  # fmt: skip
+    data = Dataset.from_list(examples)
+    trainer = scored_trainer(score, args.early_stopping_patience, model=model, args=settings, train_dataset=data, processing_class=tokenizer,
+                             eval_dataset=data.select([0]) if args.validation_file else None, peft_config=lora(args))  # fmt: skip
+    if args.task == "sft" and len(trainer.train_dataset) != len(examples):
+        raise DataError(f"trl kept {len(trainer.train_dataset):,} of {len(examples):,} examples; this must not be")
+    counts = {name: sum(p.numel() for p in trainer.model.parameters() if p.requires_grad or name == "weights")
+              for name in ("weights", "trained")}  # fmt: skip
+    log(f"training {counts['trained']:,} of {counts['weights']:,} weights, "
+        f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume(args, stamp))
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(args.output_dir)
+    history = [{"step": entry["step"], **{new: entry[old] for old, new in NAMES.items() if old in entry}}
+               for entry in trainer.state.log_history if NAMES.keys() & entry.keys()]  # fmt: skip
+    longest = longest_answer(examples) if args.task == "sft" else None
+    return {"history": history, "counts": {"train": len(examples), **counts}, "longest_answer": longest}
+
+
+NAMES = {"loss": "loss", "eval_f1": "f1", "eval_loss": "dev_loss", "eval_perplexity": "perplexity"}  # of the history
+
+
+def base_dtype(args):
+    """The type of the base's weights: of those that are trained float32, of frozen ones the GPU's half precision."""
+    import torch
+
+    frozen = has_cuda() and (args.lora_r or not args.train_file)
+    return (torch.bfloat16 if has_bf16() else torch.float16) if frozen else torch.float32
+
+
+def dev_records(args):
+    """The development records that are answered after each epoch: a seeded sample of --eval_samples."""
+    records = list(chain.from_iterable(read_records(path, args.limit) for path in args.validation_file or ()))
+    chosen = sorted(random.Random(args.seed).sample(range(len(records)), min(args.eval_samples, len(records))))
+    return [records[i] for i in chosen]
+
+
+def longest_answer(examples):
+    return max(sum(label != -100 for label in example["labels"]) for example in examples)
+
+
+def scored_trainer(score, patience, **parts):
+    """An SFTTrainer that chooses checkpoints, and the moment to stop, by score(model) -> {"eval_...": value}."""
+    import transformers
+    from trl import SFTTrainer
+
+    class ScoredTrainer(SFTTrainer):
+        def evaluate(self, *_, **__):
+            metrics = score(self.model)
+            self.log(metrics)
+            if self.is_world_process_zero():
+                loss = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), 0)
+                told = ", ".join(f"development {name[5:]} {value:.4f}" for name, value in metrics.items())
+                log(f"epoch {self.state.epoch:g}, step {self.state.global_step}: loss {loss:.4f}, {told}")
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.model.train()
+            return metrics
+
+    callbacks = [transformers.EarlyStoppingCallback(patience)] if parts["args"].load_best_model_at_end else []
+    trainer = ScoredTrainer(callbacks=callbacks, **parts)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def answers_f1(model, chat, records, labels, longest, args):
+    """Strict F1 of generated answers: type and all fragments must agree, each process answering its share."""
+    rank, world = place()
+    share = records[rank::world]
+    asked = [(record, *each) for record in share for each in questions(record, labels, args)]
+    prompts = [(chat.prompt(messages), room(record, types, chat, longest, args)) for record, types, messages in asked]
+    counts, preds = Counter(), {record["id"]: set() for record in share}
+    for number, (ids, _) in generate(model, chat, prompts, [each[:2] for each in asked], args):
+        record, types, _ = asked[number]
+        found = parse_answer(chat.read(ids)[0], record, types, args.format)["entities"]
+        preds[record["id"]].update((e["type"], *map(tuple, fragments(e))) for e in found)
+    for record in share:
+        gold = {(e["type"], *map(tuple, fragments(e))) for e in record["entities"]}
+        found = preds[record["id"]]
+        counts.update(right=len(gold & found), pred=len(found), gold=len(gold))
+    right, pred, gold = summed([counts[name] for name in ("right", "pred", "gold")])
+    return {"eval_f1": 2 * right / max(1, pred + gold)}
+
+
+def place():
+    """(rank, number) of this process among those that torchrun or accelerate launched."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def summed(values):
+    """Sums over all processes."""
+    import torch
+
+    if place()[1] == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64 if not has_cuda() else torch.float32,
+                         device="cuda" if has_cuda() else "cpu")  # fmt: skip
+    torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+def resume(args, stamp):
+    """The last checkpoint of a killed run of the same command, or None; those of another command are removed."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder, mark = Path(checkpoints(args)), Path(checkpoints(args)) / "stamp"
+    if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp) and place()[0] == 0:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(stamp)
+    last = get_last_checkpoint(folder)
+    if last:
+        log(f"going on from {last}")
+    return last
+
+
+# ---------------------------------------------------------------------------- continual pre-training
+
+
+def texts_of(paths, limit):
+    """Yield the texts of records, and of .txt files one each."""
+    for path in paths:
+        if path.endswith((".txt", ".txt.gz")):
+            yield "\n".join(line for _, line in read_lines(path))
+        else:
+            yield from (record["text"] for record in read_records(path, limit))
+
+
+def tokens_of(text, chat):
+    """A text's tokens as trl makes them for training: with the end behind."""
+    return [*chat.tokenizer(text)["input_ids"], chat.tokenizer.eos_token_id]
+
+
+def held_out_loss(model, texts, length):
+    """Mean loss per token, and its exponential: each token but the first of a text is predicted once."""
+    import torch
+
+    rank, world = place()
+    model.eval()
+    total = count = 0.0
+    for ids in texts[rank::world]:
+        for start in range(0, len(ids) - 1, length - 1):
+            part = torch.tensor([ids[start : start + length]], device=model.device)
+            with torch.no_grad():
+                logits = model(input_ids=part).logits[0, :-1].float()
+            total += torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum").item()
+            count += part.shape[1] - 1
+    total, count = summed([total, count])
+    loss = total / max(1, count)
+    return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))}
+
+
+# ---------------------------------------------------------------------------- generation
+
+
+def room(record, types, chat, longest, args):
+    """How many tokens an answer may have: one and a half of the longest in training, or what the text itself needs."""
+    if args.max_new_tokens:
+        return args.max_new_tokens
+    need = int(1.5 * (longest or ANSWER)) + 16
+    if args.format in ("inline", "iob"):
+        bare = render_answer(record | {"entities": []}, types, args.format)
+        need = max(need, 2 * len(chat.answer(bare)) + 32)
+    return need
+
+
+def batches_of(prompts):
+    """Return lists of numbers of prompts [(ids, room)], the longest first, each list within BUDGET tokens, padded."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i][0]) - prompts[i][1], i))
+    batches, widest, most = [], 0, 0
+    for i in order:
+        ids, new = prompts[i]
+        if batches and (len(batches[-1]) + 1) * (max(widest, len(ids)) + max(most, new)) <= BUDGET:
+            batches[-1].append(i)
+            widest, most = max(widest, len(ids)), max(most, new)
+        else:
+            batches.append([i])
+            widest, most = len(ids), new
+    return batches
+
+
+def generate(model, chat, prompts, asked, args, batches=None):
+    """Yield (number, (tokens of the answer, seconds)) of prompts [(ids, room)], greedily, batch by batch.
+
+    `asked`: (record, types) of each, for --constrain. All processes must make the same number of calls.
+    """
+    model.eval()
+    for batch in batches_of(prompts) if batches is None else batches:
+        started = time.monotonic()
+        answers = generate_batch(model, chat, batch, prompts, asked, args)
+        seconds = (time.monotonic() - started) / len(batch)
+        yield from ((number, (ids, seconds)) for number, ids in zip(batch, answers, strict=True))
+
+
+def generate_batch(model, chat, batch, prompts, asked, args):
+    """The tokens of the answers of one batch, left padded; halved where memory does not do."""
+    import torch
+    from transformers import GenerationConfig
+
+    width, new = max(len(prompts[i][0]) for i in batch), max(prompts[i][1] for i in batch)
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    if width >= positions:
+        record = asked[max(batch, key=lambda i: len(prompts[i][0]))][0]
+        raise DataError(f"record {record['id']!r}: its prompt has {width:,} tokens, the model reads {positions:,}; cut "
+                        "the texts (brat2iob.py --max_tokens), or show fewer examples")  # fmt: skip
+    pad = chat.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(prompts[i][0])) + prompts[i][0] for i in batch], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompts[i][0])) + [1] * len(prompts[i][0]) for i in batch],
+                        device=model.device)  # fmt: skip
+    settings = GenerationConfig(do_sample=False, max_new_tokens=min(new, positions - width), pad_token_id=pad,
+                                eos_token_id=sorted(chat.ends()), use_cache=True)  # fmt: skip
+    model.generation_config = settings  # else what is None here comes from the model: temperatures, penalties
+    only = [Constraint(chat, [asked[i] for i in batch], width, args.format)] if args.constrain else None
+    try:
+        with torch.no_grad():
+            found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
+                                   logits_processor=only)  # fmt: skip
+        return found[:, width:].tolist()
+    except torch.cuda.OutOfMemoryError:
+        if len(batch) == 1:
+            raise DataError("the GPU's memory does not hold one answer; --load_in_4bit, or a smaller model") from None
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    return [each for part in (batch[:half], batch[half:])
+            for each in generate_batch(model, chat, part, prompts, asked, args)]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- answers that can only copy
+
+
+class Constraint:
+    """A logits processor for inline and iob: an answer can only copy its text, and open, close or choose known types.
+
+    What may follow is a graph of literals: arcs(node) -> ([(bytes, next node)], whether the answer may end here). A
+    state is the set of literals that are under way. The tokens allowed in a state are found by walking a trie of the
+    vocabulary's bytes along it, so they may run over the ends of literals, as the tokens of training do.
+    """
+
+    def __init__(self, chat, asked, width, format):
+        self.width, self.ends = width, sorted(chat.ends())
+        self.bytes, self.trie = vocabulary(chat.tokenizer)
+        self.arcs = [(inline_arcs if format == "inline" else iob_arcs)(record, types) for record, types in asked]
+        first = [arcs(None) for arcs in self.arcs]
+        self.states = [([*pairs, *((b" " + literal, node) for literal, node in pairs)], end) for pairs, end in first]
+
+    def __call__(self, ids, scores):
+        import torch
+
+        allowed = torch.full_like(scores, -torch.inf)
+        for row, tokens in enumerate(ids[:, self.width :].tolist()):
+            if tokens and tokens[-1] in self.ends:
+                self.states[row] = ([], True)
+            elif tokens:
+                for byte in self.bytes[tokens[-1]]:
+                    self.states[row] = self.step(row, self.states[row], byte)
+            may = self.tokens(row, self.states[row])
+            allowed[row, may] = scores[row, may]
+        return allowed
+
+    def step(self, row, state, byte):
+        pairs, end = [], False
+        for literal, node in state[0]:
+            if literal[0] == byte:
+                if len(literal) > 1:
+                    pairs.append((literal[1:], node))
+                else:
+                    following, end = self.arcs[row](node)
+                    pairs += following
+        return pairs, end
+
+    def tokens(self, row, state):
+        found, todo = list(self.ends) if state[1] else [], [(self.trie, state)]
+        while todo:
+            trie, (pairs, end) = todo.pop()
+            for byte in {literal[0] for literal, _ in pairs} & trie.keys():
+                found += trie[byte].get(None, ())
+                todo.append((trie[byte], self.step(row, (pairs, end), byte)))
+        return found
+
+
+def inline_arcs(record, types):
+    """The graph of a text with tags; a node is (characters copied, open tags as (type, where)), None the first one."""
+    text = record["text"]
+    letters = [{"&": "&amp;", "<": "&lt;"}.get(letter, letter).encode("utf-8") for letter in text]
+
+    def arcs(node):
+        at, opened = node or (0, ())
+        pairs = []
+        if at < len(text):
+            pairs = [(letters[at], (at + 1, opened))]
+            pairs += [(f"<{t}>".encode(), (at, (*opened, (t, at)))) for t in types if (t, at) not in opened]
+        if opened and opened[-1][1] < at:
+            pairs.append((f"</{opened[-1][0]}>".encode(), (at, opened[:-1])))
+        return pairs, not opened and not text[at:].strip()
+
+    return arcs
+
+
+def iob_arcs(record, types):
+    """The graph of lines of token and tag; a node is (tokens written, type that may go on), None the first one."""
+    offsets = record["offsets"] if record.get("pretokenized") else tokenize(record["text"])
+    tokens = [record["text"][start:end] for start, end in offsets]
+
+    def arcs(node):
+        at, open_type = node or (0, None)
+        if at == len(tokens):
+            return [], True
+        tags = [("O", None), *((f"B-{t}", t) for t in types), *((f"I-{t}", t) for t in types if t == open_type)]
+        behind = "\n" if at + 1 < len(tokens) else ""
+        return [(f"{tokens[at]}\t{tag}{behind}".encode(), (at + 1, type_)) for tag, type_ in tags], False
+
+    return arcs
+
+
+@cache
+def vocabulary(tokenizer):
+    """(the bytes of each token by its id, a trie {byte: trie, None: [ids]} of them); control tokens have none."""
+    kind = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as themselves
+    others = [byte for byte in range(256) if byte not in plain]
+    table = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    found, trie, special = [b""] * len(tokenizer), {}, set(tokenizer.all_special_ids)
+    for token, number in tokenizer.get_vocab().items():
+        if number in special:
+            continue
+        if "ByteLevel" in kind:
+            found[number] = bytes(table[letter] for letter in token if letter in table)
+        elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+            found[number] = bytes([int(token[3:5], 16)])
+        else:
+            found[number] = token.replace("\u2581", " ").encode("utf-8")
+        if found[number]:
+            node = trie
+            for byte in found[number]:
+                node = node.setdefault(byte, {})
+            node.setdefault(None, []).append(number)
+    return found, trie
+
+
+# ---------------------------------------------------------------------------- prediction
+
+
+def predict_file(path, model, chat, labels, stored, identity, args):
+    """Answer a test file, going on where a killed run was, and write its predictions; each process answers a share."""
+    begun, output, (rank, world) = time.time(), output_path(args, path), place()
+    records = [{name: record[name] for name in (*KEPT[: 8 if record.get("pretokenized") else 6], "shots", "passages")
+                if name in record} for record in read_records(path, args.limit)]  # fmt: skip
+    asked = [(record, *each) for record in records for each in questions(record, labels, args)]
+    longest = stored.get("longest_answer")
+    prompts = [(chat.prompt(messages), room(record, types, chat, longest, args)) for record, types, messages in asked]
+    keys = [
+        hashlib.sha256(to_json([identity, ids, new, args.constrain]).encode()).hexdigest()[:32] for ids, new in prompts
+    ]
+    answers = f"{output}.answers.jsonl"
+    if rank == 0:
+        read_answers(answers)  # heals it
+    wait()
+    lines = read_answers(answers)
+    wait()  # until nobody reads any more
+    batches = [batch for batch in batches_of(prompts) if any(keys[i] not in lines for i in batch)]
+    shares = [batches[min(i, len(batches) - 1)] for i in range(rank, -(-len(batches) // world) * world, world)]
+    Path(answers).parent.mkdir(parents=True, exist_ok=True)
+    from tqdm import tqdm
+
+    with (
+        open(answers, "ab", buffering=0) as file,
+        tqdm(total=sum(map(len, shares)), unit="answer", disable=None) as bar,
+    ):
+        for number, (ids, seconds) in generate(model, chat, prompts, [each[:2] for each in asked], args, shares):
+            text, count, ended = chat.read(ids)
+            line = {"request": keys[number], "id": asked[number][0]["id"], "answer": text, "ended": ended,
+                    "usage": {"prompt_tokens": len(prompts[number][0]), "completion_tokens": count},
+                    "seconds": round(seconds, 4)}  # fmt: skip
+            file.write(to_json(line).encode("utf-8") + b"\n")
+            bar.update()
+    wait()
+    if rank:
+        return
+    lines, found, used = read_answers(answers), Counter(), Counter()
+    parts = [(record, types, lines[key]) for (record, types, _), key in zip(asked, keys, strict=True)]
+
+    def predictions():
+        for _, group in groupby(parts, key=lambda part: part[0]["id"]):
+            pred = prediction(list(group), args)
+            found.update({"records": 1, "entities": len(pred["entities"]), pred["status"]: 1})
+            found.update(f"dropped: {item['reason']}" for item in pred["dropped"])
+            used.update(pred["usage"])
+            yield pred
+
+    write_jsonl(output, predictions())
+    write_sidecar(output, args, [path], begun, PACKAGES, counts=found, tokens=used, history=stored.get("history"),
+                  model=args.adapter or args.output_dir if args.train_file else args.model)  # fmt: skip
+    told = ", ".join(f"{n:,} {name}" for name, n in found.items() if name not in ("records", "entities"))
+    log(f"{path}: {found['records']:,} records ({told}), {found['entities']:,} entities; {used['completion_tokens']:,} "
+        f"tokens written in {time.time() - begun:.1f} s\n  -> {output}")  # fmt: skip
+
+
+def prediction(parts, args):
+    """The prediction record of a record's answers [(record, types, line of the log)]."""
+    record, parsed = parts[0][0], []
+    for _, types, line in parts:
+        each = parse_answer(line["answer"], record, types, args.format, shots=record.get("shots", ()))
+        parsed.append(each if line["ended"] else each | {"status": "truncated"})
+    entities = sorted(
+        (e for each in parsed for e in each["entities"]), key=lambda e: (e["start"], -e["end"], e["type"])
+    )
+    kept = {name: record[name] for name in KEPT if name in record}
+    pred, used = flat_view(kept | {"entities": entities}, cut=False)[0], Counter()
+    for _, _, line in parts:
+        used.update(line["usage"])
+    said = [line["answer"] for _, _, line in parts]
+    return pred | {"answer": said[0] if len(said) == 1 else said,
+                   "status": min((each["status"] for each in parsed), key=WORST.index),
+                   "dropped": [item for each in parsed for item in each["dropped"]],
+                   "usage": dict(used), "seconds": round(sum(line["seconds"] for _, _, line in parts), 4)}  # fmt: skip
+
+
+def read_answers(path):
+    """{request: line} of the log of raw answers; a last line that a kill cut is taken off."""
+    lines, at = {}, 0
+    if not os.path.exists(path):
+        return lines
+    with open(path, "r+b") as file:
+        for raw in file:
+            try:
+                line = json.loads(raw) if raw.endswith(b"\n") else None
+                lines[line["request"]] = line
+            except (ValueError, TypeError, KeyError):
+                if not raw.endswith(b"\n"):
+                    file.truncate(at)
+            at += len(raw)
+    return lines
+
+
+def wait():
+    """Until all processes are here."""
+    import torch
+
+    if place()[1] > 1:
+        torch.distributed.barrier()
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+def key_value(text):
+    """Parse key=value; the value as JSON where it is (numbers, true, false), else as it stands."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--task", choices=("sft", "pretrain"), default="sft", help="answers, or plain text (default: %(default)s)")
+    add("--train_file", nargs="+", default=[], metavar="FILE", help="records, or texts; without it: predict only")
+    add("--validation_file", nargs="+", default=[], metavar="FILE", help="chooses the checkpoint, and when to stop")
+    add("--test_file", nargs="+", default=[], metavar="FILE", help="records to predict")
+    add("--output_dir", metavar="DIR", help="the model and STEM.pred.jsonl go here")
+    add("--output_file", metavar="FILE", help="the predictions instead, for one test file")
+    add("--limit", type=int, metavar="N", help="only the first N records of each file")
+    add = parser.add_argument_group("prompt (default: as the model was trained, else json and en)").add_argument
+    add("--format", choices=FORMATS, help="of the answers")
+    add("--labels_file", metavar="JSON", help="type to description; its types are asked for")
+    add("--instruction_file", metavar="FILE", help="in place of the task")
+    add("--language", choices=tuple(INSTRUCTIONS), help="of the task")
+    add("--one_type_per_prompt", action="store_true", default=None, help="a prompt for each type")
+    add("--all_types", action="store_true", default=None, help="answers name types without a mention, too")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", metavar="NAME", help="a hub id or a folder (default: the base of --adapter)")
+    add("--adapter", metavar="DIR", help="a LoRA adapter to predict with, or to merge")
+    add("--load_in_4bit", action="store_true", default=None, help="QLoRA: the base in nf4, quantized twice")
+    add("--lora_r", type=int, metavar="N", help="0: train all weights (default: 16; pretrain: 0)")
+    add("--lora_alpha", type=float, metavar="X", help="default: twice --lora_r")
+    add("--lora_dropout", type=float, default=0.05, metavar="X", help="default: %(default)s")
+    add("--lora_target_modules", nargs="+", default=["all-linear"], metavar="NAME", help="default: all-linear")
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    add("--merge_to", metavar="DIR", help="write base and adapter as one model, for servers")
+    add = parser.add_argument_group("training").add_argument
+    add("--learning_rate", type=float, default=2e-4, help="default: %(default)s")
+    add("--num_train_epochs", type=float, default=3, help="default: %(default)s")
+    add("--batch_size", type=int, default=8, metavar="N", help="examples a step and process (default: %(default)s)")
+    add("--max_length", type=int, metavar="N", help="tokens of an example (default: the longest; pretrain: 2048)")
+    add("--eval_samples", type=int, default=200, metavar="N",
+        help="development records to answer after each epoch (default: %(default)s)")  # fmt: skip
+    add("--early_stopping_patience", type=int, default=3, metavar="N",
+        help="stop after N epochs without a better score (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=42, help="default: %(default)s")
+    add("--training_args", nargs="+", type=key_value, default=[], metavar="KEY=VALUE",
+        help="any other setting of trl.SFTConfig: optim=paged_adamw_8bit, gradient_accumulation_steps=4, ...")  # fmt: skip
+    add = parser.add_argument_group("prediction").add_argument
+    add("--max_new_tokens", type=int, metavar="N", help="of an answer (default: 1.5 times the longest in training)")
+    add("--constrain", action="store_true", help="inline, iob: answers can only copy the text and mark known types")
+    args = parser.parse_args(argv)
+    check_args(args, parser)
+    return args
+
+
+def check_args(args, parser):
+    """Refuse, as usage errors, numbers that mean nothing and flags that don't go together."""
+    for name, least in {"limit": 1, "lora_r": 0, "batch_size": 1, "max_length": 8, "eval_samples": 1, "seed": 0,
+                        "early_stopping_patience": 1, "max_new_tokens": 1}.items():  # fmt: skip
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f"--{name}: at least {least}")
+    wrong = {
+        "give --train_file, --test_file or --merge_to": not (args.train_file or args.test_file or args.merge_to),
+        "--model: name the model, or the --adapter to predict with": not args.model and (args.train_file or not args.adapter),
+        "--adapter is for prediction; training begins with --model": args.adapter and args.train_file,
+        "--output_dir: name the folder of the model": args.train_file and not args.output_dir,
+        "--output_dir or --output_file: name where predictions go":
+            args.test_file and not args.output_dir and not args.output_file,
+        "--output_file takes one --test_file": args.output_file and len(args.test_file) != 1,
+        "--validation_file chooses a checkpoint: give --train_file": args.validation_file and not args.train_file,
+        "--task pretrain has no --test_file: another run predicts": args.task == "pretrain" and args.test_file,
+        "--task pretrain: give --train_file": args.task == "pretrain" and not args.train_file,
+        "--load_in_4bit trains an adapter: --lora_r at least 1": args.load_in_4bit and args.train_file and args.lora_r == 0,
+        "--merge_to: there is no adapter to merge": args.merge_to and not args.adapter
+            and not (args.train_file and args.lora_r != 0 and args.task == "sft"),
+        "--num_train_epochs and --learning_rate: more than 0": args.num_train_epochs <= 0 or args.learning_rate <= 0,
+    }  # fmt: skip
+    for message, holds in wrong.items():
+        if holds:
+            parser.error(message)
+    if args.lora_r is None:
+        args.lora_r = 0 if args.task == "pretrain" and not args.load_in_4bit else 16
+    outputs = [os.path.realpath(output_path(args, path)) for path in args.test_file]
+    inputs = [os.path.realpath(path) for path in (*args.train_file, *args.validation_file, *args.test_file)]
+    if len({*outputs, *inputs}) < len(outputs) + len(set(inputs)):
+        parser.error("an output would replace an input, or the output of a test file of the same name; rename one")
+
+
+def output_path(args, test_file):
+    """Where the predictions for a test file go."""
+    stem = os.path.splitext(os.path.basename(test_file).removesuffix(".gz"))[0]
+    return args.output_file or os.path.join(args.output_dir, f"{stem}.pred.jsonl")
+
+
+def take_up(args):
+    """Complete the arguments by what run.json says of the model or adapter; return what it says."""
+    path, stored = Path(args.adapter or args.model) / "run.json", {}
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    before = stored.get("prompt", {}) if not args.train_file else {}
+    for name, default in {"format": "json", "language": "en", "one_type_per_prompt": False, "all_types": False,
+                          "load_in_4bit": False}.items():  # fmt: skip
+        if getattr(args, name) is None:
+            setattr(args, name, before.get(name, default))
+        elif before.get(name, getattr(args, name)) != getattr(args, name):
+            log(f"warning: --{name} {getattr(args, name)}: the model was trained with {before[name]}")
+    args.instruction = before.get("instruction")
+    if args.instruction_file:
+        args.instruction = Path(args.instruction_file).read_text(encoding="utf-8").strip()
+    if args.adapter and not args.model:
+        try:
+            args.model = json.loads((Path(args.adapter) / "adapter_config.json").read_text("utf-8"))[
+                "base_model_name_or_path"
+            ]
+        except (OSError, ValueError, KeyError):
+            raise DataError(
+                f"--adapter {args.adapter}: holds no adapter_config.json; give the folder of an adapter"
+            ) from None
+    return stored if not args.train_file else {}
+
+
+def state_of(folder):
+    """What a model is, to keep the answers of two apart: the names, sizes and times of its files."""
+    files = sorted(Path(folder).glob("*")) if folder and os.path.isdir(folder) else []
+    return [
+        str(folder),
+        *(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files if p.suffix == ".safetensors"),
+    ]
+
+
+def main(argv=None):
+    args, started = parse_args(argv), time.time()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two spinning threads collapse when anything else runs
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.path.isdir(args.model or args.adapter):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry; the error comes as one line
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it is loaded unasked, and warns of a missing kernel
+    stored = take_up(args)
+    labels = (
+        read_labels(args, stored.get("prompt", {}))
+        if args.task == "sft" and (args.train_file or args.test_file)
+        else {}
+    )
+    for path in args.test_file:  # an error in them is worth knowing before the training
+        deque(read_records(path, args.limit), maxlen=0)
+    import transformers
+    from accelerate import PartialState
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    PartialState(cpu=not has_cuda())  # starts the other processes' group, where there are any
+    if args.train_file:
+        stored = train_or_take_up(args, labels, started)
+    adapter = args.adapter or (args.output_dir if args.train_file and args.lora_r else None)
+    if args.train_file and not args.lora_r:
+        args.model = args.output_dir
+    if args.merge_to and place()[0] == 0:
+        merge(args, adapter)
+    if args.test_file:
+        model, tokenizer = load(args, adapter, quantize=args.load_in_4bit, dtype=base_dtype(args))
+        model = model if args.load_in_4bit or has_cuda() else model.to("cpu")
+        identity = [state_of(args.model), state_of(adapter), args.load_in_4bit]
+        for path in args.test_file:
+            predict_file(path, model, Chat(tokenizer), labels, stored, identity, args)
+
+
+def train_or_take_up(args, labels, started):
+    """Train, unless the same command has done so; return the content of run.json."""
+    inputs = [*args.train_file, *args.validation_file, *filter(None, (args.labels_file, args.instruction_file))]
+    asked = {name: getattr(args, name) for name in TRAINING} | {"inputs": [sha256(path) for path in inputs]}
+    stamp = hashlib.sha256(to_json([asked, labels]).encode("utf-8")).hexdigest()
+    path = Path(args.output_dir) / "run.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("stamp") == stamp:
+        log(f"{args.output_dir}: trained before, by the same command on the same files; taken as it is")
+        return json.loads(path.read_text(encoding="utf-8"))
+    facts = train(args, labels, stamp)
+    if place()[0] == 0:
+        for name in ("training_args.bin",):  # a pickle; run.json says what it says
+            (Path(args.output_dir) / name).unlink(missing_ok=True)
+        prompt = {name: getattr(args, name) for name in PROMPT} | {
+            "labels": labels, "instruction": args.instruction, "load_in_4bit": args.load_in_4bit}  # fmt: skip
+        write_sidecar(args.output_dir, args, inputs, started, PACKAGES, stamp=stamp, prompt=prompt, **facts)
+        shutil.rmtree(checkpoints(args), ignore_errors=True)
+        log(f"  -> {args.output_dir}")
+    wait()
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def merge(args, adapter):
+    """Write base and adapter as one model, from the base in full precision; say how it is served."""
+    import torch
+
+    dtype = torch.bfloat16 if has_cuda() else torch.float32
+    model, tokenizer = load(args, adapter, dtype=dtype)
+    model.merge_and_unload().save_pretrained(args.merge_to)
+    tokenizer.save_pretrained(args.merge_to)
+    log(f"  -> {args.merge_to}\nvllm serve {args.merge_to} --host 127.0.0.1")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
