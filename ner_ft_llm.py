@@ -16,7 +16,7 @@ answers. --task pretrain trains on plain text instead; without --train_file an u
 
 Reads   records as JSONL or IOB (.gz too) with their `shots` and `passages`; for pretrain also .txt, one text a file
 Writes  OUTPUT_DIR: adapter or model, tokenizer, run.json; STEM.pred.jsonl (or OUTPUT_FILE) with `answer`, `status`,
-        `dropped`, `usage`, `seconds`, as ner_prompt_openai.py; beside it STEM.pred.jsonl.answers.jsonl, the raw answers.
+        `dropped`, `usage`, `seconds`, as ner_prompt_openai.py; STEM.pred.jsonl.answers.jsonl, the raw answers.
         Killed at any time, the same command goes on: from the last epoch, or the last answer
 Needs   a model with a fast tokenizer as a hub id or folder; for --load_in_4bit bitsandbytes. A GPU for real sizes
 Source  Lu et al. 2024 (tner), Obeidat et al. 2025, instruct-NER, the PharmaCoNER study; QLoRA (Dettmers et al. 2023)
@@ -37,8 +37,9 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections import Counter, deque
-from functools import cache
+from functools import cache, partial
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -86,6 +87,7 @@ TRAINING = (
 )  # fmt: skip (what a trained model depends on)
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 BUDGET = 32_768  # tokens of a batch of prompts and answers: 4 GB of keys and values of an 8B model
+DEPTH = 8  # of entities in entities, at most, with --constrain; NEREL-BIO has 7
 ANSWER = 256  # tokens of an answer where nothing is known of it
 PLAIN = (  # a chat template for models that have none
     "{{ bos_token or '' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] }}"
@@ -98,7 +100,7 @@ PLAIN = (  # a chat template for models that have none
 
 
 def read_labels(args, stored):
-    """Return {type: description or ""}: of --labels_file, stored with the model, in training, shots, or (warned) gold."""
+    """Return {type: description or ""}: of --labels_file, the trained model, training, shots or (warned) gold."""
     if args.labels_file:
         try:
             labels = json.loads(Path(args.labels_file).read_text(encoding="utf-8"))
@@ -200,11 +202,13 @@ def examples_of(records, labels, chat, args):
     return examples
 
 
-def show(example, chat):
-    """Print one example, what bears no loss in [[...]]."""
-    masked = sum(label == -100 for label in example["labels"])
-    parts = [chat.tokenizer.decode(part) for part in (example["input_ids"][:masked], example["input_ids"][masked:])]
-    print(f"[[{parts[0]}]]{parts[1]}")
+def show_example(labels, chat, args):
+    """Print an example as training has it, of no patient's text; what bears no loss in [[...]]."""
+    record = {"id": "example", "text": "An example.", "entities": [{"start": 3, "end": 10, "type": next(iter(labels)),
+                                                                    "text": "example"}]}  # fmt: skip
+    types, messages = next(questions(record, labels, args))
+    answer = chat.answer(render_answer(record, types, args.format, args.all_types))
+    log(f"[[{chat.tokenizer.decode(chat.prompt(messages))}]]{chat.tokenizer.decode(answer)}")
 
 
 # ---------------------------------------------------------------------------- model
@@ -278,16 +282,17 @@ def training_arguments(args, steps):
         "num_train_epochs": args.num_train_epochs, "per_device_train_batch_size": args.batch_size,
         "logging_steps": max(1, steps // 50), "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.0,
         "bf16": has_bf16(), "fp16": cuda and not has_bf16(), "use_cpu": not cuda, "dataloader_pin_memory": cuda,
-        "gradient_checkpointing": None, "activation_checkpointing": cuda, "max_length": None, "report_to": "none",
+        "activation_checkpointing": cuda, "max_length": None, "report_to": "none",
         "eval_strategy": "epoch" if dev else "no", "save_strategy": "epoch", "save_total_limit": 2,
         "load_best_model_at_end": dev, "metric_for_best_model": "loss" if args.task == "pretrain" else "f1",
         "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
     }  # fmt: skip
-    settings |= {"packing": True, "packing_strategy": "bfd", "max_length": args.max_length} if args.task == "pretrain" \
-        else {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "group_by_length"}  # fmt: skip
+    if args.task == "pretrain":
+        settings |= {"packing": True, "packing_strategy": "bfd", "max_length": args.max_length}
+    else:
+        settings |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "group_by_length"}
     try:
-        return SFTConfig(**{k: v for k, v in settings.items() if v is not None or k == "max_length"}
-                         | dict(args.training_args))  # fmt: skip
+        return SFTConfig(**settings | dict(args.training_args))
     except (TypeError, ValueError) as error:
         log(f"error: --training_args: {str(error).splitlines()[0]}")
         raise SystemExit(2) from None
@@ -311,8 +316,9 @@ def lora(args):
 def train(args, labels, stamp):
     """Train, and save adapter or model with tokenizer in OUTPUT_DIR; return facts for its run.json."""
     import transformers
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     transformers.set_seed(args.seed)
     model, tokenizer = load(args, quantize=args.load_in_4bit, dtype=base_dtype(args))
     chat = Chat(tokenizer)
@@ -323,17 +329,21 @@ def train(args, labels, stamp):
     else:
         records = list(chain.from_iterable(read_records(path, args.limit) for path in args.train_file))
         dev = dev_records(args)
+        show_example(labels, chat, args)
         examples = examples_of(records, labels, chat, args)
-        show(next((e for e in examples if sum(label != -100 for label in e["labels"]) > 3), examples[0]), chat)
         if args.max_length > model.config.max_position_embeddings:
             raise DataError(f"--model {args.model}: reads {model.config.max_position_embeddings:,} tokens, the longest "
                             f"example has {args.max_length:,}; cut the texts (brat2iob.py --max_tokens)")  # fmt: skip
     settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
-    score = (lambda model: held_out_loss(model, held_out, args.max_length)) if args.task == "pretrain" else (
-        lambda model: answers_f1(model, chat, dev, labels, longest_answer(examples), args))  # fmt: skip
+    if args.task == "pretrain":
+        score = partial(held_out_loss, texts=held_out, length=args.max_length)
+    else:
+        score = partial(answers_f1, chat=chat, records=dev, labels=labels, longest=longest_answer(examples), args=args)
     data = Dataset.from_list(examples)
-    trainer = scored_trainer(score, args.early_stopping_patience, model=model, args=settings, train_dataset=data, processing_class=tokenizer,
-                             eval_dataset=data.select([0]) if args.validation_file else None, peft_config=lora(args))  # fmt: skip
+    trainer = scored_trainer(
+        score, args.early_stopping_patience, model=model, args=settings, processing_class=tokenizer,
+        train_dataset=data, eval_dataset=data.select([0]) if args.validation_file else None, peft_config=lora(args),
+    )  # fmt: skip
     if args.task == "sft" and len(trainer.train_dataset) != len(examples):
         raise DataError(f"trl kept {len(trainer.train_dataset):,} of {len(examples):,} examples; this must not be")
     counts = {name: sum(p.numel() for p in trainer.model.parameters() if p.requires_grad or name == "weights")
@@ -379,11 +389,11 @@ def scored_trainer(score, patience, **parts):
     class ScoredTrainer(SFTTrainer):
         def evaluate(self, *_, **__):
             metrics = score(self.model)
-            self.log(metrics)
+            self.log(dict(metrics))
             if self.is_world_process_zero():
-                loss = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), 0)
-                told = ", ".join(f"development {name[5:]} {value:.4f}" for name, value in metrics.items())
-                log(f"epoch {self.state.epoch:g}, step {self.state.global_step}: loss {loss:.4f}, {told}")
+                losses = [f"loss {entry['loss']:.4f}" for entry in self.state.log_history if "loss" in entry]
+                told = [f"development {name[5:]} {value:.4f}" for name, value in metrics.items()]
+                log(f"epoch {self.state.epoch:g}, step {self.state.global_step}: {', '.join([*losses[-1:], *told])}")
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             self.model.train()
             return metrics
@@ -495,6 +505,13 @@ def room(record, types, chat, longest, args):
     return need
 
 
+def bound(record, types, format, room):
+    """How many tokens a constrained answer has at most: a byte each, and nothing is opened after `room` of them."""
+    bare, tag = render_answer(record | {"entities": []}, types, format), max(len(t.encode("utf-8")) for t in types) + 3
+    more = DEPTH * tag + room if format == "inline" else tag * (bare.count("\n") + 1)
+    return len(bare.encode("utf-8")) + more + 2
+
+
 def batches_of(prompts):
     """Return lists of numbers of prompts [(ids, room)], the longest first, each list within BUDGET tokens, padded."""
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i][0]) - prompts[i][1], i))
@@ -538,10 +555,13 @@ def generate_batch(model, chat, batch, prompts, asked, args):
     ids = torch.tensor([[pad] * (width - len(prompts[i][0])) + prompts[i][0] for i in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompts[i][0])) + [1] * len(prompts[i][0]) for i in batch],
                         device=model.device)  # fmt: skip
+    only = None
+    if args.constrain:
+        only = [Constraint(chat, [asked[i] for i in batch], width, new, args.format)]
+        new = max(bound(*asked[i], args.format, new) for i in batch)
     settings = GenerationConfig(do_sample=False, max_new_tokens=min(new, positions - width), pad_token_id=pad,
                                 eos_token_id=sorted(chat.ends()), use_cache=True)  # fmt: skip
     model.generation_config = settings  # else what is None here comes from the model: temperatures, penalties
-    only = [Constraint(chat, [asked[i] for i in batch], width, args.format)] if args.constrain else None
     try:
         with torch.no_grad():
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
@@ -562,23 +582,25 @@ def generate_batch(model, chat, batch, prompts, asked, args):
 class Constraint:
     """A logits processor for inline and iob: an answer can only copy its text, and open, close or choose known types.
 
-    What may follow is a graph of literals: arcs(node) -> ([(bytes, next node)], whether the answer may end here). A
-    state is the set of literals that are under way. The tokens allowed in a state are found by walking a trie of the
-    vocabulary's bytes along it, so they may run over the ends of literals, as the tokens of training do.
+    What may follow is a graph of literals: arcs(node, opening) -> ([(bytes, next node)], whether the answer may end
+    here). A state is the set of literals that are under way. The tokens allowed in a state are found by walking a trie
+    of the vocabulary's bytes along it, so they may run over the ends of literals, as the tokens of training do. After
+    `room` tokens nothing is opened any more, so that an answer comes to its end.
     """
 
-    def __init__(self, chat, asked, width, format):
-        self.width, self.ends = width, sorted(chat.ends())
+    def __init__(self, chat, asked, width, room, format):
+        self.width, self.room, self.ends, self.opening = width, room, sorted(chat.ends()), True
         self.bytes, self.trie = vocabulary(chat.tokenizer)
         self.arcs = [(inline_arcs if format == "inline" else iob_arcs)(record, types) for record, types in asked]
-        first = [arcs(None) for arcs in self.arcs]
+        first = [arcs(None, True) for arcs in self.arcs]
         self.states = [([*pairs, *((b" " + literal, node) for literal, node in pairs)], end) for pairs, end in first]
 
     def __call__(self, ids, scores):
         import torch
 
-        allowed = torch.full_like(scores, -torch.inf)
-        for row, tokens in enumerate(ids[:, self.width :].tolist()):
+        allowed, answers = torch.full_like(scores, -torch.inf), ids[:, self.width :].tolist()
+        self.opening = len(answers[0]) < self.room
+        for row, tokens in enumerate(answers):
             if tokens and tokens[-1] in self.ends:
                 self.states[row] = ([], True)
             elif tokens:
@@ -591,12 +613,11 @@ class Constraint:
     def step(self, row, state, byte):
         pairs, end = [], False
         for literal, node in state[0]:
-            if literal[0] == byte:
-                if len(literal) > 1:
-                    pairs.append((literal[1:], node))
-                else:
-                    following, end = self.arcs[row](node)
-                    pairs += following
+            if literal[0] == byte and len(literal) > 1:
+                pairs.append((literal[1:], node))
+            elif literal[0] == byte:
+                following, end = self.arcs[row](node, self.opening)
+                pairs += following
         return pairs, end
 
     def tokens(self, row, state):
@@ -610,18 +631,23 @@ class Constraint:
 
 
 def inline_arcs(record, types):
-    """The graph of a text with tags; a node is (characters copied, open tags as (type, where)), None the first one."""
-    text = record["text"]
-    letters = [{"&": "&amp;", "<": "&lt;"}.get(letter, letter).encode("utf-8") for letter in text]
+    """The graph of a text with tags; a node is (characters copied, open tags as (type, where)), None the first one.
 
-    def arcs(node):
+    Tags open where a token begins, and close where one ends.
+    """
+    text, offsets = record["text"], tokenize(record["text"])
+    letters = [{"&": "&amp;", "<": "&lt;"}.get(letter, letter).encode("utf-8") for letter in text]
+    starts, ends = {start for start, _ in offsets}, {end for _, end in offsets}
+
+    def arcs(node, opening):
         at, opened = node or (0, ())
-        pairs = []
-        if at < len(text):
-            pairs = [(letters[at], (at + 1, opened))]
+        pairs = [(letters[at], (at + 1, opened))] if at < len(text) else []
+        if opening and at in starts and len(opened) < DEPTH:
             pairs += [(f"<{t}>".encode(), (at, (*opened, (t, at)))) for t in types if (t, at) not in opened]
-        if opened and opened[-1][1] < at:
+        if opened and at in ends and opened[-1][1] < at:
             pairs.append((f"</{opened[-1][0]}>".encode(), (at, opened[:-1])))
+        if opened and at in ends and opened[-1][1] < at and not text[at:].strip():
+            pairs = pairs[-1:]  # what is open at the end of the text is closed before its blanks
         return pairs, not opened and not text[at:].strip()
 
     return arcs
@@ -632,11 +658,11 @@ def iob_arcs(record, types):
     offsets = record["offsets"] if record.get("pretokenized") else tokenize(record["text"])
     tokens = [record["text"][start:end] for start, end in offsets]
 
-    def arcs(node):
-        at, open_type = node or (0, None)
+    def arcs(node, opening):
+        at, before = node or (0, None)
         if at == len(tokens):
             return [], True
-        tags = [("O", None), *((f"B-{t}", t) for t in types), *((f"I-{t}", t) for t in types if t == open_type)]
+        tags = [("O", None), *((f"B-{t}", t) for t in types if opening), *((f"I-{t}", t) for t in types if t == before)]
         behind = "\n" if at + 1 < len(tokens) else ""
         return [(f"{tokens[at]}\t{tag}{behind}".encode(), (at + 1, type_)) for tag, type_ in tags], False
 
@@ -825,7 +851,7 @@ def parse_args(argv=None):
         help="stop after N epochs without a better score (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=42, help="default: %(default)s")
     add("--training_args", nargs="+", type=key_value, default=[], metavar="KEY=VALUE",
-        help="any other setting of trl.SFTConfig: optim=paged_adamw_8bit, gradient_accumulation_steps=4, ...")  # fmt: skip
+        help="any other setting of trl.SFTConfig, as optim=paged_adamw_8bit")  # fmt: skip
     add = parser.add_argument_group("prediction").add_argument
     add("--max_new_tokens", type=int, metavar="N", help="of an answer (default: 1.5 times the longest in training)")
     add("--constrain", action="store_true", help="inline, iob: answers can only copy the text and mark known types")
@@ -842,7 +868,8 @@ def check_args(args, parser):
             parser.error(f"--{name}: at least {least}")
     wrong = {
         "give --train_file, --test_file or --merge_to": not (args.train_file or args.test_file or args.merge_to),
-        "--model: name the model, or the --adapter to predict with": not args.model and (args.train_file or not args.adapter),
+        "--model: name the model, or the --adapter to predict with":
+            not args.model and (args.train_file or not args.adapter),
         "--adapter is for prediction; training begins with --model": args.adapter and args.train_file,
         "--output_dir: name the folder of the model": args.train_file and not args.output_dir,
         "--output_dir or --output_file: name where predictions go":
@@ -850,8 +877,11 @@ def check_args(args, parser):
         "--output_file takes one --test_file": args.output_file and len(args.test_file) != 1,
         "--validation_file chooses a checkpoint: give --train_file": args.validation_file and not args.train_file,
         "--task pretrain has no --test_file: another run predicts": args.task == "pretrain" and args.test_file,
+        "--constrain: not with --max_new_tokens, which would cut what it brings to an end":
+            args.constrain and args.max_new_tokens,
         "--task pretrain: give --train_file": args.task == "pretrain" and not args.train_file,
-        "--load_in_4bit trains an adapter: --lora_r at least 1": args.load_in_4bit and args.train_file and args.lora_r == 0,
+        "--load_in_4bit trains an adapter: --lora_r at least 1":
+            args.load_in_4bit and args.train_file and args.lora_r == 0,
         "--merge_to: there is no adapter to merge": args.merge_to and not args.adapter
             and not (args.train_file and args.lora_r != 0 and args.task == "sft"),
         "--num_train_epochs and --learning_rate: more than 0": args.num_train_epochs <= 0 or args.learning_rate <= 0,
@@ -918,6 +948,8 @@ def main(argv=None):
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry; the error comes as one line
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it is loaded unasked, and warns of a missing kernel
     stored = take_up(args)
+    if args.constrain and args.format not in ("inline", "iob"):
+        raise DataError(f"--constrain is for --format inline and iob, not {args.format}")
     labels = (
         read_labels(args, stored.get("prompt", {}))
         if args.task == "sft" and (args.train_file or args.test_file)
@@ -925,6 +957,7 @@ def main(argv=None):
     )
     for path in args.test_file:  # an error in them is worth knowing before the training
         deque(read_records(path, args.limit), maxlen=0)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between trl, peft and transformers
     import transformers
     from accelerate import PartialState
 
