@@ -7,6 +7,7 @@
     python tests/bench.py eval --sentences 100000  ner_eval.py: beside seqeval and nervaluate, on made-up tags
     python tests/bench.py prompt                   ner_prompt_openai.py: requests a second, memory, resuming
     python tests/bench.py rag                      ner_rag.py: search and embedding beside sentence-transformers, cache
+    python tests/bench.py llm                      ner_ft_llm.py: answers beside one at a time, training beside trl
 
 Processes are measured whole, imports included, but for `predict`, which compares the calls in one process. The plain
 Trainer is run_ner.py's way: words given one by one, fp32, dynamic padding, no grouping by length, its default rate.
@@ -395,11 +396,84 @@ def bench_rag(args):
         )
 
 
+def tiny_llm(folder):
+    """A random Llama of 3 layers with a tokenizer of data/rare_en, as in the tests."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_ner_ft_llm import CHAT, byte_level, save_model
+
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "data/rare_en/train").glob("*.txt"))]
+    return save_model(Path(folder), byte_level(texts, CHAT))
+
+
+def plain_sft(model, train_file, output_dir, epochs, limit):
+    """The peer of llm training: trl's own way, conversations of prompt and completion."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    import ner_ft_llm
+    from utils import read_records, render_answer, render_messages
+
+    records = list(read_records(train_file, limit))
+    types = sorted({entity["type"] for record in records for entity in record["entities"]})
+    rows = [{"prompt": render_messages(record, types, "json"),
+             "completion": [{"role": "assistant", "content": render_answer(record, types, "json")}]}
+            for record in records]  # fmt: skip
+    settings = SFTConfig(output_dir, num_train_epochs=epochs, per_device_train_batch_size=8, use_cpu=True,
+                         max_length=None, bf16=ner_ft_llm.has_bf16(), activation_checkpointing=False,
+                         save_strategy="no", report_to="none")  # fmt: skip
+    SFTTrainer(model, settings, train_dataset=Dataset.from_list(rows)).train()
+
+
+def bench_llm(args):
+    """256 answers beside one text at a time, same tokens; CPU seconds of training beside plain trl."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import ner_ft_llm
+    from utils import read_records
+
+    with tempfile.TemporaryDirectory() as folder:
+        base, ours, peer = tiny_llm(f"{folder}/base"), [], []
+        measure(ROOT / "brat2iob.py", "--input", ROOT / "data/rare_en", "--output_dir", folder, "--to", "jsonl")
+        model = AutoModelForCausalLM.from_pretrained(base).eval()
+        chat = ner_ft_llm.Chat(AutoTokenizer.from_pretrained(base))
+        settings = argparse.Namespace(format="json", one_type_per_prompt=False, all_types=False, language="en",
+                                      instruction=None, constrain=False)  # fmt: skip
+        records = list(read_records(f"{folder}/train.jsonl", 256))
+        asked = [(record, *each) for record in records for each in ner_ft_llm.questions(record, {"SIGN": ""}, settings)]
+        prompts = [(chat.prompt(messages), 64) for _, _, messages in asked]
+        for _ in range(args.runs):
+            started = time.time()
+            batched = dict(ner_ft_llm.generate(model, chat, prompts, [each[:2] for each in asked], settings))
+            ours.append(time.time() - started)
+            started, single = time.time(), []
+            for ids, new in prompts:
+                with torch.no_grad():
+                    found = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False,
+                                           max_new_tokens=new, eos_token_id=sorted(chat.ends()))  # fmt: skip
+                single.append(chat.read(found[0, len(ids) :].tolist())[0])
+            peer.append(time.time() - started)
+        same = sum(chat.read(batched[i][0])[0] == text for i, text in enumerate(single))
+        fast, slow = statistics.median(ours), statistics.median(peer)
+        print(f"llm generation, 256 answers: {fast:.1f} s, one at a time {slow:.1f} s: {slow / fast:.1f} times as fast; "
+              f"{same} the same")  # fmt: skip
+        ours, peer = [], []
+        for run in range(args.runs):
+            flags = ("--train_file", f"{folder}/train.jsonl", "--num_train_epochs", 2, "--limit", 400)
+            ours.append(measure(ROOT / "ner_ft_llm.py", "--model", base, *flags, "--lora_r", 0, "--output_dir",
+                                f"{folder}/ours{run}")[0])  # fmt: skip
+            peer.append(
+                measure(__file__, "plain_sft", "--model", base, *flags, "--output_dir", f"{folder}/peer{run}")[0]
+            )
+        print(f"llm training, 2 epochs of 400 records: {statistics.median(ours):.1f} CPU s, plain trl "
+              f"{statistics.median(peer):.1f}: {statistics.median(ours) / statistics.median(peer):.2f}")  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="all",
-                        choices=["all", "train", "predict", "convert", "eval", "prompt", "rag", "plain_trainer",
-                                 "floor", "endpoint"])  # fmt: skip
+                        choices=["all", "train", "predict", "convert", "eval", "prompt", "rag", "llm", "plain_trainer",
+                                 "plain_sft", "floor", "endpoint"])  # fmt: skip
     parser.add_argument("--limit", type=int, default=1000, help="records (default: %(default)s; 0: all)")
     parser.add_argument("--sentences", type=int, default=20000, help="for eval (default: %(default)s)")
     parser.add_argument("--delay", type=float, help=argparse.SUPPRESS)
@@ -411,24 +485,18 @@ def main():
     parser.add_argument("--num_train_epochs", dest="epochs", type=float, default=1)
     args = parser.parse_args()
     args.limit = args.limit or None
-    if args.what == "plain_trainer":
-        return plain_trainer(args.train_file, args.output_dir, args.epochs, args.limit)
-    if args.what == "endpoint":
-        return endpoint(args.delay)
-    if args.what == "floor":
-        return floor(args.input)
-    if args.what in ("all", "train"):
-        bench_train(args)
-    if args.what == "predict" or (args.what == "all" and args.model):
-        bench_predict(args)
-    if args.what in ("all", "convert"):
-        bench_convert(args)
-    if args.what in ("all", "eval"):
-        bench_eval(args)
-    if args.what in ("all", "prompt"):
-        bench_prompt(args)
-    if args.what in ("all", "rag"):
-        bench_rag(args)
+    peers = {
+        "plain_trainer": lambda: plain_trainer(args.train_file, args.output_dir, args.epochs, args.limit),
+        "plain_sft": lambda: plain_sft(args.model, args.train_file, args.output_dir, args.epochs, args.limit),
+        "endpoint": lambda: endpoint(args.delay), "floor": lambda: floor(args.input),
+    }  # fmt: skip
+    if args.what in peers:
+        return peers[args.what]()
+    benches = {"train": bench_train, "predict": bench_predict, "convert": bench_convert, "eval": bench_eval,
+               "prompt": bench_prompt, "rag": bench_rag, "llm": bench_llm}  # fmt: skip
+    for name, bench in benches.items():
+        if args.what == name or (args.what == "all" and (name != "predict" or args.model)):
+            bench(args)
 
 
 if __name__ == "__main__":
