@@ -455,8 +455,8 @@ def bench_llm(args):
             peer.append(time.time() - started)
         same = sum(chat.read(batched[i][0])[0] == text for i, text in enumerate(single))
         fast, slow = statistics.median(ours), statistics.median(peer)
-        print(f"llm generation, 256 answers: {fast:.1f} s, one at a time {slow:.1f} s: {slow / fast:.1f} times as fast; "
-              f"{same} the same")  # fmt: skip
+        print(f"llm generation, 256 answers: {fast:.1f} s, one at a time {slow:.1f} s: {slow / fast:.1f} times as "
+              f"fast; {same} the same")  # fmt: skip
         ours, peer = [], []
         for run in range(args.runs):
             flags = ("--train_file", f"{folder}/train.jsonl", "--num_train_epochs", 2, "--limit", 400)
