@@ -28,6 +28,7 @@ Differs loss: answer and end of turn (tner, Obeidat: prompt and padding, too); c
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -178,7 +179,8 @@ class Chat:
         """(text of the tokens before the end, how many tokens, whether there is an end)."""
         at = next((i for i, each in enumerate(ids) if each in self.ends()), None)
         kept = ids if at is None else ids[:at]
-        return self.tokenizer.decode(kept, skip_special_tokens=True), len(kept) + (at is not None), at is not None
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text, len(kept) + (at is not None), at is not None
 
 
 def control_tokens(tokenizer):
@@ -193,7 +195,8 @@ def examples_of(records, labels, chat, args):
         for types, messages in questions(record, labels, args):
             prompt = chat.prompt(messages)
             answer = chat.answer(render_answer(record, types, args.format, args.all_types))
-            assert answer[-1] == chat.end and prompt.count(chat.bos) <= 1
+            if answer[-1] != chat.end or prompt.count(chat.bos) > 1:
+                raise DataError(f"{args.model}: its chat template writes {prompt.count(chat.bos)} BOS; mend it")
             examples.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
             names.append(record["id"])
     lengths = [len(example["input_ids"]) for example in examples]
@@ -218,6 +221,11 @@ def show_example(labels, chat, args):
 
 
 # ---------------------------------------------------------------------------- model
+
+
+def positions_of(model):
+    """How many tokens a model reads at most."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def has_cuda():
@@ -250,6 +258,8 @@ def load(args, adapter=None, quantize=False, dtype=None):
         if AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code).is_encoder_decoder:
             raise DataError(f"--model {args.model}: a seq2seq model; this script trains decoders alone")
         tokenizer = AutoTokenizer.from_pretrained(adapter or args.model, trust_remote_code=args.trust_remote_code)
+        if not tokenizer.is_fast:
+            raise ValueError("its tokenizer is not a fast one")
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype or torch.float32, **where, **options)
         if adapter:
             from peft import PeftModel, get_peft_model_state_dict
@@ -294,7 +304,8 @@ def training_arguments(args, steps):
         "bf16": has_bf16(), "fp16": cuda and not has_bf16(), "use_cpu": not cuda, "dataloader_pin_memory": cuda,
         "activation_checkpointing": cuda, "max_length": None, "report_to": "none",
         "eval_strategy": "epoch" if dev else "no", "save_strategy": "epoch", "save_total_limit": 2,
-        "load_best_model_at_end": dev, "metric_for_best_model": "loss" if args.task == "pretrain" else "f1",
+        "load_best_model_at_end": dev, "restore_callback_states_from_checkpoint": True,
+        "metric_for_best_model": "loss" if args.task == "pretrain" else "f1",
         "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
     }  # fmt: skip
     if args.task == "pretrain":
@@ -335,15 +346,15 @@ def train(args, labels, stamp):
     if args.task == "pretrain":
         examples, dev = [{"text": text} for text in texts_of(args.train_file, args.limit)], None
         held_out = [tokens_of(text, chat) for text in texts_of(args.validation_file or [], args.limit)]
-        args.max_length = min(args.max_length or 2048, model.config.max_position_embeddings)
+        args.max_length = min(args.max_length or 2048, positions_of(model))
     else:
         records = list(chain.from_iterable(read_records(path, args.limit) for path in args.train_file))
         dev = dev_records(args)
         show_example(labels, chat, args)
         examples = examples_of(records, labels, chat, args)
-        if args.max_length > model.config.max_position_embeddings:
-            raise DataError(f"--model {args.model}: reads {model.config.max_position_embeddings:,} tokens, the longest "
-                            f"example has {args.max_length:,}; cut the texts (brat2iob.py --max_tokens)")  # fmt: skip
+        if (most := max(len(example["input_ids"]) for example in examples)) > positions_of(model):
+            raise DataError(f"--model {args.model}: reads {positions_of(model):,} tokens, the longest example has "
+                            f"{most:,}; cut the texts (brat2iob.py --max_tokens)")  # fmt: skip
     settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
     if args.task == "pretrain":
         score = partial(held_out_loss, texts=held_out, length=args.max_length)
@@ -423,21 +434,17 @@ def scored_trainer(score, patience, **parts):
 
 
 def answers_f1(model, chat, records, labels, longest, args):
-    """Strict F1 of generated answers: type and all fragments must agree, each process answering its share."""
-    rank, world = place()
-    share = records[rank::world]
-    asked = [(record, *each) for record in share for each in questions(record, labels, args)]
+    """Strict F1 of generated answers: type and all fragments must agree; each process answers its share."""
+    asked = [(record, *each) for record in records for each in questions(record, labels, args)]
     prompts = [(chat.prompt(messages), room(record, types, chat, longest, args)) for record, types, messages in asked]
-    counts, preds = Counter(), {record["id"]: set() for record in share}
-    for number, (ids, _) in generate(model, chat, prompts, [each[:2] for each in asked], args):
+    right = pred = 0
+    gold = sum(entity["type"] in types for record, types, _ in asked for entity in record["entities"])
+    for number, (ids, _) in generate(model, chat, prompts, asked, args):
         record, types, _ = asked[number]
         found = parse_answer(chat.read(ids)[0], record, types, args.format)["entities"]
-        preds[record["id"]].update((e["type"], *map(tuple, fragments(e))) for e in found)
-    for record in share:
-        gold = {(e["type"], *map(tuple, fragments(e))) for e in record["entities"]}
-        found = preds[record["id"]]
-        counts.update(right=len(gold & found), pred=len(found), gold=len(gold))
-    right, pred, gold = summed([counts[name] for name in ("right", "pred", "gold")])
+        sides = [{(e["type"], *map(tuple, fragments(e))) for e in side} for side in (record["entities"], found)]
+        right, pred = right + len(sides[0] & sides[1]), pred + len(sides[1])
+    right, pred = summed([right, pred])
     return {"eval_f1": 2 * right / max(1, pred + gold)}
 
 
@@ -463,12 +470,14 @@ def resume(args, stamp):
     from transformers.trainer_utils import get_last_checkpoint
 
     folder, mark = Path(checkpoints(args)), Path(checkpoints(args)) / "stamp"
-    if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp) and place()[0] == 0:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(stamp)
+    if place()[0] == 0:
+        if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(stamp)
+    wait()
     last = get_last_checkpoint(folder)
-    if last:
+    if last and place()[0] == 0:
         log(f"going on from {last}")
     return last
 
@@ -545,17 +554,22 @@ def batches_of(prompts):
     return batches
 
 
-def generate(model, chat, prompts, asked, args, batches=None):
+def generate(model, chat, prompts, asked, args, done=()):
     """Yield (number, (tokens of the answer, seconds)) of prompts [(ids, room)], greedily, batch by batch.
 
-    `asked`: (record, types) of each, for --constrain. All processes must make the same number of calls.
+    `asked`: (record, types, ...) of each, for --constrain; `done`: numbers that need no answer. The batches are the
+    same whatever is done, so that answers are, too. Each process takes its share, and all make the same number of
+    calls, as sharded models need it.
     """
     model.eval()
-    for batch in batches_of(prompts) if batches is None else batches:
-        started = time.monotonic()
+    rank, world = place()
+    batches = [batch for batch in batches_of(prompts) if not all(i in done for i in batch)]
+    for turn in range(0, len(batches), world):
+        started, batch = time.monotonic(), batches[min(turn + rank, len(batches) - 1)]
         answers = generate_batch(model, chat, batch, prompts, asked, args)
         seconds = (time.monotonic() - started) / len(batch)
-        yield from ((number, (ids, seconds)) for number, ids in zip(batch, answers, strict=True))
+        if turn + rank < len(batches):
+            yield from ((number, (ids, seconds)) for number, ids in zip(batch, answers, strict=True))
 
 
 def generate_batch(model, chat, batch, prompts, asked, args):
@@ -564,7 +578,7 @@ def generate_batch(model, chat, batch, prompts, asked, args):
     from transformers import GenerationConfig
 
     width, new = max(len(prompts[i][0]) for i in batch), max(prompts[i][1] for i in batch)
-    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    positions = positions_of(model)
     if width >= positions:
         record = asked[max(batch, key=lambda i: len(prompts[i][0]))][0]
         raise DataError(f"record {record['id']!r}: its prompt has {width:,} tokens, the model reads {positions:,}; cut "
@@ -575,8 +589,8 @@ def generate_batch(model, chat, batch, prompts, asked, args):
                         device=model.device)  # fmt: skip
     only = None
     if args.constrain:
-        only = [Constraint(chat, [asked[i] for i in batch], width, new, args.format)]
-        new = max(bound(*asked[i], args.format, new) for i in batch)
+        only = [Constraint(chat, [asked[i][:2] for i in batch], width, new, args.format)]
+        new = max(bound(*asked[i][:2], args.format, new) for i in batch)
     settings = GenerationConfig(do_sample=False, max_new_tokens=min(new, positions - width), pad_token_id=pad,
                                 eos_token_id=sorted(chat.ends()), use_cache=True)  # fmt: skip
     model.generation_config = settings  # else what is None here comes from the model: temperatures, penalties
@@ -624,7 +638,7 @@ class Constraint:
             elif tokens:
                 for byte in self.bytes[tokens[-1]]:
                     self.states[row] = self.step(row, self.states[row], byte)
-            may = self.tokens(row, self.states[row])
+            may = self.tokens(row, self.states[row]) or self.ends  # a vocabulary that lacks a byte
             allowed[row, may] = scores[row, may]
         return allowed
 
@@ -698,8 +712,10 @@ def vocabulary(tokenizer):
     for token, number in tokenizer.get_vocab().items():
         if number in special:
             continue
-        if "ByteLevel" in kind:
-            found[number] = bytes(table[letter] for letter in token if letter in table)
+        if number in tokenizer.added_tokens_decoder:
+            found[number] = token.encode("utf-8")
+        elif "ByteLevel" in kind:
+            found[number] = bytes(table[letter] for letter in token)
         elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
             found[number] = bytes([int(token[3:5], 16)])
         else:
@@ -716,45 +732,17 @@ def vocabulary(tokenizer):
 
 
 def predict_file(path, model, chat, labels, stored, identity, args):
-    """Answer a test file, going on where a killed run was, and write its predictions; each process answers a share."""
-    begun, output, (rank, world) = time.time(), output_path(args, path), place()
+    """Answer a test file, going on where a killed run was, and write its predictions."""
+    begun, output, found, used = time.time(), output_path(args, path), Counter(), Counter()
     records = [{name: record[name] for name in (*KEPT[: 8 if record.get("pretokenized") else 6], "shots", "passages")
                 if name in record} for record in read_records(path, args.limit)]  # fmt: skip
     asked = [(record, *each) for record in records for each in questions(record, labels, args)]
-    longest = stored.get("longest_answer")
-    prompts = [(chat.prompt(messages), room(record, types, chat, longest, args)) for record, types, messages in asked]
-    keys = [
-        hashlib.sha256(to_json([identity, ids, new, args.constrain]).encode()).hexdigest()[:32] for ids, new in prompts
-    ]
-    answers = f"{output}.answers.jsonl"
-    if rank == 0:
-        read_answers(answers)  # heals it
-    wait()
-    lines = read_answers(answers)
-    wait()  # until nobody reads any more
-    batches = [batch for batch in batches_of(prompts) if any(keys[i] not in lines for i in batch)]
-    shares = [batches[min(i, len(batches) - 1)] for i in range(rank, -(-len(batches) // world) * world, world)]
-    Path(answers).parent.mkdir(parents=True, exist_ok=True)
-    from tqdm import tqdm
-
-    with (
-        open(answers, "ab", buffering=0) as file,
-        tqdm(total=sum(map(len, shares)), unit="answer", disable=None) as bar,
-    ):
-        for number, (ids, seconds) in generate(model, chat, prompts, [each[:2] for each in asked], args, shares):
-            text, count, ended = chat.read(ids)
-            line = {"request": keys[number], "id": asked[number][0]["id"], "answer": text, "ended": ended,
-                    "usage": {"prompt_tokens": len(prompts[number][0]), "completion_tokens": count},
-                    "seconds": round(seconds, 4)}  # fmt: skip
-            file.write(to_json(line).encode("utf-8") + b"\n")
-            bar.update()
-    wait()
-    if rank:
+    lines = answer(asked, model, chat, stored.get("longest_answer"), identity, f"{output}.answers.jsonl", args)
+    if place()[0]:
         return
-    lines, found, used = read_answers(answers), Counter(), Counter()
-    parts = [(record, types, lines[key]) for (record, types, _), key in zip(asked, keys, strict=True)]
 
     def predictions():
+        parts = ((record, types, line) for (record, types, _), line in zip(asked, lines, strict=True))
         for _, group in groupby(parts, key=lambda part: part[0]["id"]):
             pred = prediction(list(group), args)
             found.update({"records": 1, "entities": len(pred["entities"]), pred["status"]: 1})
@@ -768,6 +756,38 @@ def predict_file(path, model, chat, labels, stored, identity, args):
     told = ", ".join(f"{n:,} {name}" for name, n in found.items() if name not in ("records", "entities"))
     log(f"{path}: {found['records']:,} records ({told}), {found['entities']:,} entities; {used['completion_tokens']:,} "
         f"tokens written in {time.time() - begun:.1f} s\n  -> {output}")  # fmt: skip
+
+
+def answer(asked, model, chat, longest, identity, path, args):
+    """Return the lines of the log of raw answers, one for each of `asked`; what is missing is asked and appended.
+
+    Each process appends its share; the first one holds a lock, so that no second run writes there.
+    """
+    from tqdm import tqdm
+
+    prompts = [(chat.prompt(messages), room(record, types, chat, longest, args)) for record, types, messages in asked]
+    keys = [
+        hashlib.sha256(to_json([identity, *prompt, args.constrain]).encode()).hexdigest()[:32] for prompt in prompts
+    ]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file, tqdm(total=len(asked), unit="answer", disable=None) as bar:
+        if place()[0] == 0:
+            lock(file, path)
+            read_answers(path)  # takes off what a kill cut
+        wait()
+        lines = read_answers(path)
+        wait()  # until nobody reads any more
+        done = {i for i, key in enumerate(keys) if key in lines}
+        for number, (ids, seconds) in generate(model, chat, prompts, asked, args, done):
+            text, count, ended = chat.read(ids)
+            line = {"request": keys[number], "id": asked[number][0]["id"], "answer": text, "ended": ended,
+                    "usage": {"prompt_tokens": len(prompts[number][0]), "completion_tokens": count},
+                    "seconds": round(seconds, 4)}  # fmt: skip
+            file.write(to_json(line).encode("utf-8") + b"\n")
+            bar.update()
+        wait()
+        lines = read_answers(path)
+    return [lines[key] for key in keys]
 
 
 def prediction(parts, args):
@@ -805,6 +825,17 @@ def read_answers(path):
                     file.truncate(at)
             at += len(raw)
     return lines
+
+
+def lock(file, path):
+    """Let no second run write to a file; the lock ends with the process. Where there is no flock, there is none."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{path}: another run is writing to it; wait for it, or name another output") from None
 
 
 def wait():
@@ -924,7 +955,7 @@ def output_path(args, test_file):
 def take_up(args):
     """Complete the arguments by what run.json says of the model or adapter; return what it says."""
     path, stored = Path(args.adapter or args.model) / "run.json", {}
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError):
         stored = json.loads(path.read_text(encoding="utf-8"))
     before = stored.get("prompt", {}) if not args.train_file else {}
     for name, default in {"format": "json", "language": "en", "one_type_per_prompt": False, "all_types": False,
