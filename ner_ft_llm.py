@@ -126,6 +126,14 @@ def read_labels(args, stored):
     raise DataError(f"{args.test_file[0]}: no types to ask for; give --labels_file")
 
 
+def check_types(labels, args):
+    """Raise DataError where a type can't stand in a tag."""
+    odd = [type_ for type_ in labels if re.search(r"\s", type_)] if args.format == "iob" else []
+    odd += [type_ for type_ in labels if re.search(r"[<>]", type_)] if args.format == "inline" else []
+    if odd:
+        raise DataError(f"type {odd[0]!r}: --format {args.format} can't hold it; rename it (brat2iob.py --map_types)")
+
+
 def types_of(records):
     return sorted({entity["type"] for record in records for entity in record["entities"]})
 
@@ -140,8 +148,10 @@ def questions(record, labels, args):
 class Chat:
     """A tokenizer's way from messages to tokens, the same in training and prediction."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, model=None):
         self.tokenizer = tokenizer
+        stops = model.generation_config.eos_token_id if model else None
+        self.stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
         if not tokenizer.eos_token:
             raise DataError("the tokenizer has no end-of-sequence token; no model of it would stop")
         tokenizer.chat_template = tokenizer.chat_template or PLAIN
@@ -150,14 +160,22 @@ class Chat:
         self.bos = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and tokenizer("x")["input_ids"][:1] == [self.bos]
         self.system, self.end = True, tokenizer.eos_token_id
-        probe = [{"role": "system", "content": "x"}, {"role": "user", "content": "x"},
+        probe = [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"},
                  {"role": "assistant", "content": "ANSWER"}]  # fmt: skip
-        try:
-            whole = tokenizer.apply_chat_template(probe, tokenize=False)
-        except Exception:  # the template's own exception: no system message, as in Mistral and Gemma
-            self.system, whole = False, tokenizer.apply_chat_template(probe[1:], tokenize=False)
+        whole = self.rendered(probe)
+        if not whole or "SYSTEM" not in whole:  # no system message, as in Mistral and Gemma: it goes before the text
+            self.system, whole = False, self.rendered(probe[1:])
+        if not whole or "USER" not in whole or "ANSWER" not in whole:
+            raise DataError("the model's chat template does not show a user's message and the answer; mend it")
         after = tokenizer(whole.rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"]
         self.end = next((each for each in after if each in control_tokens(tokenizer)), self.end)
+
+    def rendered(self, messages):
+        """The text of a conversation; None where the template refuses it, or is broken."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception:  # a template raises what it likes
+            return None
 
     def prompt(self, messages):
         """The tokens of a prompt, with one BOS where the model wants it; control tokens in texts are plain text."""
@@ -173,7 +191,7 @@ class Chat:
         return [*self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], self.end]
 
     def ends(self):
-        return {self.end, self.tokenizer.eos_token_id}
+        return {self.end, self.tokenizer.eos_token_id, *self.stops}
 
     def read(self, ids):
         """(text of the tokens before the end, how many tokens, whether there is an end)."""
@@ -190,13 +208,18 @@ def control_tokens(tokenizer):
 
 def examples_of(records, labels, chat, args):
     """Return [{"input_ids", "labels"}]: prompt without, answer with loss; DataError where one is too long."""
-    examples, names = [], []
+    examples, names, gold = [], [], Counter()
     for record in records:
         for types, messages in questions(record, labels, args):
             prompt = chat.prompt(messages)
             answer = chat.answer(render_answer(record, types, args.format, args.all_types))
-            if answer[-1] != chat.end or prompt.count(chat.bos) > 1:
-                raise DataError(f"{args.model}: its chat template writes {prompt.count(chat.bos)} BOS; mend it")
+            if answer[-1] != chat.end or (chat.bos is not None and prompt[:2] == [chat.bos] * 2):
+                raise DataError(f"{args.model}: its chat template writes two BOS; mend it")
+            text = render_answer(record, types, args.format, args.all_types)
+            found = parse_answer(text, record, types, args.format)["entities"]
+            sides = [{(e["type"], *map(tuple, fragments(e))) for e in side} for side in (record["entities"], found)]
+            gold.update(mentions=len(sides[0]), shown=len(sides[0] & sides[1]),
+                        other=sum(e[0] not in labels for e in sides[0]))  # fmt: skip
             examples.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
             names.append(record["id"])
     lengths = [len(example["input_ids"]) for example in examples]
@@ -206,9 +229,25 @@ def examples_of(records, labels, chat, args):
         raise DataError(f"{args.train_file[0]}: record {names[longest]!r} takes {lengths[longest]:,} tokens, more than "
                         f"--max_length {args.max_length}; --max_length {lengths[longest]} would do")  # fmt: skip
     lengths.sort()
-    log(f"{len(records):,} records in {len(examples):,} examples; tokens: p50 {lengths[len(lengths) // 2]:,}, p95 "
+    asks = len(examples) // len(records)
+    if not gold["shown"]:
+        raise DataError(f"{args.train_file[0]}: no mention of the types {', '.join(labels)}; nothing to learn")
+    if gold["shown"] < gold["mentions"] // asks:
+        shown, every, other = gold["shown"], gold["mentions"] // asks, gold["other"] // asks
+        say(f"warning: {shown:,} of {every:,} mentions come back from {args.format} answers; {other:,} are of other "
+            "types, the others nested, crossing, discontinuous or repeated")  # fmt: skip
+    say(f"{len(records):,} records in {len(examples):,} examples; tokens: p50 {lengths[len(lengths) // 2]:,}, p95 "
         f"{lengths[int(len(lengths) * 0.95)]:,}, max {lengths[-1]:,}")  # fmt: skip
     return examples
+
+
+def check_prompts(records, labels, chat, positions, args):
+    """Raise DataError where a prompt leaves no place for an answer: better before the training than after it."""
+    for record in records:
+        for _, messages in questions(record, labels, args):
+            if (width := len(chat.prompt(messages))) >= positions:
+                where = f"record {record['id']!r}: its prompt has {width:,} tokens, the model reads {positions:,}"
+                raise DataError(f"{where}; cut the texts (brat2iob.py --max_tokens), or show fewer examples")
 
 
 def show_example(labels, chat, args):
@@ -217,7 +256,7 @@ def show_example(labels, chat, args):
                                                                     "text": "example"}]}  # fmt: skip
     types, messages = next(questions(record, labels, args))
     answer = chat.answer(render_answer(record, types, args.format, args.all_types))
-    log(f"[[{chat.tokenizer.decode(chat.prompt(messages))}]]{chat.tokenizer.decode(answer)}")
+    say(f"[[{chat.tokenizer.decode(chat.prompt(messages))}]]{chat.tokenizer.decode(answer)}")
 
 
 # ---------------------------------------------------------------------------- model
@@ -255,11 +294,10 @@ def load(args, adapter=None, quantize=False, dtype=None):
     if quantize:
         options["quantization_config"] = four_bits()
     try:
-        if AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code).is_encoder_decoder:
-            raise DataError(f"--model {args.model}: a seq2seq model; this script trains decoders alone")
+        config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(adapter or args.model, trust_remote_code=args.trust_remote_code)
-        if not tokenizer.is_fast:
-            raise ValueError("its tokenizer is not a fast one")
+        if config.is_encoder_decoder or not tokenizer.is_fast:
+            raise ValueError("a decoder with a fast tokenizer is wanted, no seq2seq model")
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype or torch.float32, **where, **options)
         if adapter:
             from peft import PeftModel, get_peft_model_state_dict
@@ -268,7 +306,7 @@ def load(args, adapter=None, quantize=False, dtype=None):
             with safe_open(os.path.join(adapter, "adapter_model.safetensors"), "numpy") as file:
                 if set(file.keys()) != set(get_peft_model_state_dict(model)):
                     raise ValueError(f"it was trained on {model.peft_config['default'].base_model_name_or_path}")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a folder of anything raises anything
         reason = " ".join(str(error).split())[:200]
         what = f"--adapter {adapter} on {args.model}" if adapter else f"--model {args.model}"
         raise DataError(f"{what}: can't be loaded: {reason}") from None
@@ -309,12 +347,16 @@ def training_arguments(args, steps):
         "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
     }  # fmt: skip
     if args.task == "pretrain":
-        settings |= {"packing": True, "packing_strategy": "bfd", "max_length": args.max_length}
+        settings |= {"packing": True, "packing_strategy": "bfd_split", "max_length": args.max_length}
     else:
         settings |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "group_by_length"}
     try:
+        plain = SFTConfig(**settings)
+        for key, value in args.training_args:
+            if isinstance(getattr(plain, key, None), (int, float)) and not isinstance(value, (int, float)):
+                raise ValueError(f"{key}={value}: a number, true or false is wanted")
         return SFTConfig(**settings | dict(args.training_args))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # wrong kinds of values fail where they are first used
         log(f"error: --training_args: {str(error).splitlines()[0]}")
         raise SystemExit(2) from None
 
@@ -334,6 +376,39 @@ def lora(args):
                       target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
 
 
+def answers_to_learn(args, labels, chat, model):
+    """Return (examples, score(model)) of --task sft."""
+    records = list(chain.from_iterable(read_records(path, args.limit) for path in args.train_file))
+    dev, positions = dev_records(args), positions_of(model)
+    if dev and not any(record["entities"] for record in dev):
+        raise DataError(f"{args.validation_file[0]}: no entity in the {len(dev):,} records to answer; there is nothing "
+                        "to choose a checkpoint by")  # fmt: skip
+    tests = chain.from_iterable(read_records(path, args.limit) for path in args.test_file)
+    check_prompts(chain(dev, tests), labels, chat, positions, args)
+    show_example(labels, chat, args)
+    examples = examples_of(records, labels, chat, args)
+    if (most := max(len(example["input_ids"]) for example in examples)) > positions:
+        raise DataError(f"--model {args.model}: reads {positions:,} tokens, the longest example has {most:,}; cut the "
+                        "texts (brat2iob.py --max_tokens)")  # fmt: skip
+    return examples, partial(
+        answers_f1, chat=chat, records=dev, labels=labels, longest=longest_answer(examples), args=args
+    )
+
+
+def texts_to_learn(args, chat, model):
+    """Return (examples, score(model)) of --task pretrain."""
+    examples = [{"text": text} for text in texts_of(args.train_file, args.limit)]
+    held_out = [tokens_of(text, chat) for text in texts_of(args.validation_file, args.limit)]
+    if not any(example["text"].strip() for example in examples) or (
+        args.validation_file and not sum(map(len, held_out))
+    ):
+        raise DataError(f"{args.train_file[0]}: no text; give records or .txt files that hold some")
+    args.max_length = args.max_length or min(2048, positions_of(model))
+    if args.max_length > positions_of(model):
+        raise DataError(f"--max_length {args.max_length}: {args.model} reads {positions_of(model):,} tokens")
+    return examples, partial(held_out_loss, texts=held_out, length=args.max_length)
+
+
 def train(args, labels, stamp):
     """Train, and save adapter or model with tokenizer in OUTPUT_DIR; return facts for its run.json."""
     import transformers
@@ -341,45 +416,51 @@ def train(args, labels, stamp):
 
     disable_progress_bars()
     transformers.set_seed(args.seed)
-    model, tokenizer = load(args, quantize=args.load_in_4bit, dtype=base_dtype(args))
-    chat = Chat(tokenizer)
-    if args.task == "pretrain":
-        examples, dev = [{"text": text} for text in texts_of(args.train_file, args.limit)], None
-        held_out = [tokens_of(text, chat) for text in texts_of(args.validation_file or [], args.limit)]
-        args.max_length = min(args.max_length or 2048, positions_of(model))
-    else:
-        records = list(chain.from_iterable(read_records(path, args.limit) for path in args.train_file))
-        dev = dev_records(args)
-        show_example(labels, chat, args)
-        examples = examples_of(records, labels, chat, args)
-        if (most := max(len(example["input_ids"]) for example in examples)) > positions_of(model):
-            raise DataError(f"--model {args.model}: reads {positions_of(model):,} tokens, the longest example has "
-                            f"{most:,}; cut the texts (brat2iob.py --max_tokens)")  # fmt: skip
+    model, tokenizer = load(args, quantize=args.load_in_4bit, dtype=base_dtype(training=not args.lora_r))
+    chat, sft = Chat(tokenizer, model), args.task == "sft"
+    examples, score = answers_to_learn(args, labels, chat, model) if sft else texts_to_learn(args, chat, model)
     settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
-    if args.task == "pretrain":
-        score = partial(held_out_loss, texts=held_out, length=args.max_length)
-    else:
-        score = partial(answers_f1, chat=chat, records=dev, labels=labels, longest=longest_answer(examples), args=args)
     data = Dataset.from_list(examples)
     parts = {"model": model, "args": settings, "processing_class": tokenizer, "train_dataset": data,
              "eval_dataset": data.select([0]) if args.validation_file else None, "peft_config": lora(args)}  # fmt: skip
     try:
         trainer = scored_trainer(score, args.early_stopping_patience, **parts)
-    except (ValueError, TypeError) as error:  # no such layer, an impossible combination of settings
+    except Exception as error:  # no such layer, an impossible combination of settings
         raise DataError(f"{args.model}: can't be trained so: {' '.join(str(error).split())[:200]}") from None
-    if args.task == "sft" and len(trainer.train_dataset) != len(examples):
-        raise DataError(f"trl kept {len(trainer.train_dataset):,} of {len(examples):,} examples; this must not be")
+    given = sum(len(e["input_ids"]) if sft else len(tokens_of(e["text"], chat)) for e in examples)
+    if (kept := sum(map(len, trainer.train_dataset["input_ids"]))) != given:
+        say(f"warning: trl trains on {kept:,} of {given:,} tokens (packing_strategy={settings.packing_strategy})")
     counts = {name: sum(p.numel() for p in trainer.model.parameters() if p.requires_grad or name == "weights")
               for name in ("weights", "trained")}  # fmt: skip
-    log(f"training {counts['trained']:,} of {counts['weights']:,} weights, "
+    say(f"training {counts['trained']:,} of {counts['weights']:,} weights, "
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
     trainer.train(resume_from_checkpoint=resume(args, stamp))
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(args.output_dir)
+    save(trainer, chat, args)
     history = [{"step": entry["step"], **{new: entry[old] for old, new in NAMES.items() if old in entry}}
                for entry in trainer.state.log_history if NAMES.keys() & entry.keys()]  # fmt: skip
-    longest = longest_answer(examples) if args.task == "sft" else None
-    return {"history": history, "counts": {"train": len(examples), **counts}, "longest_answer": longest}
+    if settings.load_best_model_at_end and sft and not trainer.state.best_metric:
+        say("warning: no development entity was found at any time; train longer, or at another rate")
+    return {"history": history, "counts": {"train": len(examples), "tokens": kept, **counts},
+            "longest_answer": longest_answer(examples) if sft else None}  # fmt: skip
+
+
+def save(trainer, chat, args):
+    """Write the model to OUTPUT_DIR, where what another run left would be taken for this one's."""
+    wait()
+    if place()[0] == 0:
+        for pattern in ("run.json", "adapter_*", "config.json", "generation_config.json", "model*.safetensors*"):
+            for path in Path(args.output_dir).glob(pattern):
+                path.unlink()
+    wait()
+    trainer.model.generation_config.eos_token_id = sorted(chat.ends())
+    trainer.model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
+    trainer.save_model(args.output_dir)
+
+
+def say(fact):
+    """Log a fact once, however many processes know it."""
+    if place()[0] == 0:
+        log(fact)
 
 
 NAMES = {
@@ -391,12 +472,11 @@ NAMES = {
 }  # of the history
 
 
-def base_dtype(args):
-    """The type of the base's weights: of those that are trained float32, of frozen ones the GPU's half precision."""
+def base_dtype(training):
+    """The type of the weights: those that are trained float32, all others the GPU's half precision."""
     import torch
 
-    frozen = has_cuda() and (args.lora_r or not args.train_file)
-    return (torch.bfloat16 if has_bf16() else torch.float16) if frozen else torch.float32
+    return (torch.bfloat16 if has_bf16() else torch.float16) if has_cuda() and not training else torch.float32
 
 
 def dev_records(args):
@@ -475,6 +555,11 @@ def resume(args, stamp):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(stamp)
+        for path in folder.glob("checkpoint-*"):
+            try:
+                json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            except (OSError, ValueError):
+                shutil.rmtree(path)
     wait()
     last = get_last_checkpoint(folder)
     if last and place()[0] == 0:
@@ -579,10 +664,6 @@ def generate_batch(model, chat, batch, prompts, asked, args):
 
     width, new = max(len(prompts[i][0]) for i in batch), max(prompts[i][1] for i in batch)
     positions = positions_of(model)
-    if width >= positions:
-        record = asked[max(batch, key=lambda i: len(prompts[i][0]))][0]
-        raise DataError(f"record {record['id']!r}: its prompt has {width:,} tokens, the model reads {positions:,}; cut "
-                        "the texts (brat2iob.py --max_tokens), or show fewer examples")  # fmt: skip
     pad = chat.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompts[i][0])) + prompts[i][0] for i in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompts[i][0])) + [1] * len(prompts[i][0]) for i in batch],
@@ -593,7 +674,7 @@ def generate_batch(model, chat, batch, prompts, asked, args):
         new = max(bound(*asked[i][:2], args.format, new) for i in batch)
     settings = GenerationConfig(do_sample=False, max_new_tokens=min(new, positions - width), pad_token_id=pad,
                                 eos_token_id=sorted(chat.ends()), use_cache=True)  # fmt: skip
-    model.generation_config = settings  # else what is None here comes from the model: temperatures, penalties
+    before, model.generation_config = model.generation_config, settings  # whose temperatures and penalties would count
     try:
         with torch.no_grad():
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
@@ -602,6 +683,8 @@ def generate_batch(model, chat, batch, prompts, asked, args):
     except torch.cuda.OutOfMemoryError:
         if len(batch) == 1:
             raise DataError("the GPU's memory does not hold one answer; --load_in_4bit, or a smaller model") from None
+    finally:
+        model.generation_config = before
     torch.cuda.empty_cache()
     half = len(batch) // 2
     return [each for part in (batch[:half], batch[half:])
@@ -631,13 +714,14 @@ class Constraint:
         import torch
 
         allowed, answers = torch.full_like(scores, -torch.inf), ids[:, self.width :].tolist()
-        self.opening = len(answers[0]) < self.room
         for row, tokens in enumerate(answers):
+            self.opening = len(tokens) <= self.room  # as it was when the last token was chosen
             if tokens and tokens[-1] in self.ends:
                 self.states[row] = ([], True)
             elif tokens:
                 for byte in self.bytes[tokens[-1]]:
                     self.states[row] = self.step(row, self.states[row], byte)
+            self.opening = len(tokens) < self.room
             may = self.tokens(row, self.states[row]) or self.ends  # a vocabulary that lacks a byte
             allowed[row, may] = scores[row, may]
         return allowed
@@ -677,9 +761,8 @@ def inline_arcs(record, types):
         if opening and at in starts and len(opened) < DEPTH:
             pairs += [(f"<{t}>".encode(), (at, (*opened, (t, at)))) for t in types if (t, at) not in opened]
         if opened and at in ends and opened[-1][1] < at:
-            pairs.append((f"</{opened[-1][0]}>".encode(), (at, opened[:-1])))
-        if opened and at in ends and opened[-1][1] < at and not text[at:].strip():
-            pairs = pairs[-1:]  # what is open at the end of the text is closed before its blanks
+            close = (f"</{opened[-1][0]}>".encode(), (at, opened[:-1]))
+            pairs = [*pairs, close] if text[at:].strip() else [close]  # before the blanks at the end
         return pairs, not opened and not text[at:].strip()
 
     return arcs
@@ -708,7 +791,7 @@ def vocabulary(tokenizer):
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as themselves
     others = [byte for byte in range(256) if byte not in plain]
     table = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    found, trie, special = [b""] * len(tokenizer), {}, control_tokens(tokenizer)
+    found, trie, special = [b""] * (max(tokenizer.get_vocab().values()) + 1), {}, control_tokens(tokenizer)
     for token, number in tokenizer.get_vocab().items():
         if number in special:
             continue
@@ -737,6 +820,7 @@ def predict_file(path, model, chat, labels, stored, identity, args):
     records = [{name: record[name] for name in (*KEPT[: 8 if record.get("pretokenized") else 6], "shots", "passages")
                 if name in record} for record in read_records(path, args.limit)]  # fmt: skip
     asked = [(record, *each) for record in records for each in questions(record, labels, args)]
+    check_prompts(records, labels, chat, positions_of(model), args)
     lines = answer(asked, model, chat, stored.get("longest_answer"), identity, f"{output}.answers.jsonl", args)
     if place()[0]:
         return
@@ -752,7 +836,7 @@ def predict_file(path, model, chat, labels, stored, identity, args):
 
     write_jsonl(output, predictions())
     write_sidecar(output, args, [path], begun, PACKAGES, counts=found, tokens=used, history=stored.get("history"),
-                  model=args.adapter or args.output_dir if args.train_file else args.model)  # fmt: skip
+                  model=args.adapter or (args.output_dir if args.train_file else args.model))  # fmt: skip
     told = ", ".join(f"{n:,} {name}" for name, n in found.items() if name not in ("records", "entities"))
     log(f"{path}: {found['records']:,} records ({told}), {found['entities']:,} entities; {used['completion_tokens']:,} "
         f"tokens written in {time.time() - begun:.1f} s\n  -> {output}")  # fmt: skip
@@ -767,7 +851,8 @@ def answer(asked, model, chat, longest, identity, path, args):
 
     prompts = [(chat.prompt(messages), room(record, types, chat, longest, args)) for record, types, messages in asked]
     keys = [
-        hashlib.sha256(to_json([identity, *prompt, args.constrain]).encode()).hexdigest()[:32] for prompt in prompts
+        hashlib.sha256(to_json([identity, *prompt, args.constrain and args.format]).encode()).hexdigest()[:32]
+        for prompt in prompts
     ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file, tqdm(total=len(asked), unit="answer", disable=None) as bar:
@@ -932,12 +1017,25 @@ def check_args(args, parser):
         "--load_in_4bit trains an adapter: --lora_r at least 1":
             args.load_in_4bit and args.train_file and args.lora_r == 0,
         "--merge_to: there is no adapter to merge": args.merge_to and not args.adapter
-            and not (args.train_file and args.lora_r != 0 and args.task == "sft"),
-        "--num_train_epochs and --learning_rate: more than 0": args.num_train_epochs <= 0 or args.learning_rate <= 0,
+            and (not args.train_file or args.lora_r == 0 or (args.lora_r is None and args.task == "pretrain")),
+        "--num_train_epochs, --learning_rate, --lora_alpha: more than 0":
+            not 0 < args.num_train_epochs < 1e6 or not 0 < args.learning_rate < 1e6
+            or (args.lora_alpha is not None and args.lora_alpha <= 0),
+        "--seed: less than 2 ** 32": args.seed >= 2**32,
     }  # fmt: skip
     for message, holds in wrong.items():
         if holds:
             parser.error(message)
+    fixed = {"output_dir", "resume_from_checkpoint", "max_length", "seed", "learning_rate", "num_train_epochs",
+             "per_device_train_batch_size", "load_best_model_at_end", "dataset_kwargs"}  # fmt: skip
+    if own := fixed & {key for key, _ in args.training_args}:
+        parser.error(f"--training_args {min(own)}: has a flag of its own, or is this script's business")
+    before = {os.path.realpath(path) for path in (args.model, args.adapter) if path}
+    after = [os.path.realpath(path) for path in (args.output_dir if args.train_file else None, args.merge_to) if path]
+    if before & set(after) or len(after) > len(set(after)):
+        parser.error(
+            "--output_dir, --merge_to: one would replace a model that is read, or the other; name another folder"
+        )
     if args.lora_r is None:
         args.lora_r = 0 if args.task == "pretrain" and not args.load_in_4bit else 16
     outputs = [os.path.realpath(output_path(args, path)) for path in args.test_file]
@@ -992,11 +1090,11 @@ def main(argv=None):
     args, started = parse_args(argv), time.time()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two spinning threads collapse when anything else runs
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if os.path.isdir(args.model or args.adapter):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry; the error comes as one line
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it is loaded unasked, and warns of a missing kernel
     stored = take_up(args)
+    if os.path.isdir(args.model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.constrain and args.format not in ("inline", "iob"):
         raise DataError(f"--constrain is for --format inline and iob, not {args.format}")
     labels = (
@@ -1004,6 +1102,7 @@ def main(argv=None):
         if args.task == "sft" and (args.train_file or args.test_file)
         else {}
     )
+    check_types(labels, args)
     for path in args.test_file:  # an error in them is worth knowing before the training
         deque(read_records(path, args.limit), maxlen=0)
     warnings.filterwarnings("ignore", category=FutureWarning)  # between trl, peft and transformers
@@ -1019,19 +1118,23 @@ def main(argv=None):
     if args.train_file and not args.lora_r:
         args.model = args.output_dir
     if args.merge_to and place()[0] == 0:
-        merge(args, adapter)
+        merge(args, adapter, stored)
     if args.test_file:
-        model, tokenizer = load(args, adapter, quantize=args.load_in_4bit, dtype=base_dtype(args))
+        model, tokenizer = load(args, adapter, quantize=args.load_in_4bit, dtype=base_dtype(training=False))
         model = model if args.load_in_4bit or has_cuda() else model.to("cpu")
         identity = [state_of(args.model), state_of(adapter), args.load_in_4bit]
         for path in args.test_file:
-            predict_file(path, model, Chat(tokenizer), labels, stored, identity, args)
+            predict_file(path, model, Chat(tokenizer, model), labels, stored, identity, args)
 
 
 def train_or_take_up(args, labels, started):
     """Train, unless the same command has done so; return the content of run.json."""
     inputs = [*args.train_file, *args.validation_file, *filter(None, (args.labels_file, args.instruction_file))]
-    asked = {name: getattr(args, name) for name in TRAINING} | {"inputs": [sha256(path) for path in inputs]}
+    asked = {name: getattr(args, name) for name in TRAINING} | {
+        "train": [sha256(path) for path in args.train_file],
+        "validation": [sha256(path) for path in args.validation_file],
+        "instruction": args.instruction, "base": state_of(args.model), "processes": place()[1],
+    }  # fmt: skip
     stamp = hashlib.sha256(to_json([asked, labels]).encode("utf-8")).hexdigest()
     path = Path(args.output_dir) / "run.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("stamp") == stamp:
@@ -1050,14 +1153,24 @@ def train_or_take_up(args, labels, started):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def merge(args, adapter):
-    """Write base and adapter as one model, from the base in full precision; say how it is served."""
-    import torch
-
-    dtype = torch.bfloat16 if has_cuda() else torch.float32
-    model, tokenizer = load(args, adapter, dtype=dtype)
-    model.merge_and_unload().save_pretrained(args.merge_to)
-    tokenizer.save_pretrained(args.merge_to)
+def merge(args, adapter, stored):
+    """Write base and adapter as one model, from the base in full precision, with its prompt; say how it is served."""
+    model, tokenizer = load(args, adapter, dtype=base_dtype(training=False))
+    part, chat = Path(f"{args.merge_to}.part"), Chat(tokenizer, model)
+    if os.path.exists(args.merge_to) and not os.path.isdir(args.merge_to):
+        raise DataError(f"--merge_to {args.merge_to}: a file of that name exists; name a folder")
+    for folder in (part, Path(args.merge_to)):
+        shutil.rmtree(folder, ignore_errors=True)
+    model = model.merge_and_unload()
+    model.generation_config.eos_token_id = sorted(chat.ends())
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    kept = {
+        "prompt": stored.get("prompt", {}) | {"load_in_4bit": False},
+        "longest_answer": stored.get("longest_answer"),
+    }
+    write_sidecar(str(part), args, {"adapter": str(adapter)}, time.time(), PACKAGES, **kept)
+    os.replace(part, args.merge_to)
     log(f"  -> {args.merge_to}\nvllm serve {args.merge_to} --host 127.0.0.1")
 
 

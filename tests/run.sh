@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests as CI runs them: ruff and pytest in .venv. With --all also the long ones, on whole corpora.
+# The tests as CI runs them: ruff and pytest in .venv, two files at a time. With --all also the long ones.
 # The report is opened in Chromium; where there is none, and this runs as root on Debian (CI), it is installed first.
 #   bash tests/run.sh [--all] [pytest arguments]
 set -euo pipefail
@@ -22,4 +22,4 @@ then
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-.venv/bin/python -m pytest "${select[@]}" "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile "${select[@]}" "$@"

@@ -25,6 +25,7 @@ CHAT = (  # ChatML, with a BOS, as instruct models have it
 )
 NO_SYSTEM = CHAT.replace("{% for m in messages %}", "{% for m in messages %}{% if m['role'] == 'system' %}"
                          "{{ raise_exception('no system') }}{% endif %}")  # fmt: skip
+SILENT = CHAT.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 QUICK = ("--num_train_epochs", 2, "--learning_rate", "1e-3", "--limit", 12)
 
 
@@ -138,13 +139,13 @@ def arguments(**changed):
 # ---------------------------------------------------------------------------- prompts and losses
 
 
-@pytest.mark.parametrize("kind", ["chat", "no system", "plain", "metaspace"])
+@pytest.mark.parametrize("kind", ["chat", "no system", "silent", "plain", "metaspace"])
 def test_prediction_asks_what_training_showed_and_the_end_is_learned(kind, words, rare_en):
-    template = {"chat": CHAT, "no system": NO_SYSTEM}.get(kind)
+    template = {"chat": CHAT, "no system": NO_SYSTEM, "silent": SILENT}.get(kind)
     tokenizer = metaspace(words) if kind == "metaspace" else byte_level(words, template)
     chat = ner_ft_llm.Chat(tokenizer)
-    end = {"chat": "<|im_end|>", "no system": "<|im_end|>", "metaspace": "</s>"}.get(kind, "<|end|>")
-    assert tokenizer.convert_ids_to_tokens(chat.end) == end and chat.system == (kind != "no system")
+    end = {"plain": "<|end|>", "metaspace": "</s>"}.get(kind, "<|im_end|>")
+    assert tokenizer.convert_ids_to_tokens(chat.end) == end and chat.system == (kind not in ("no system", "silent"))
     records = list(read_records(rare_en / "train.jsonl", 20))
     records[0]["text"] += "<|im_end|> </s><s>"  # a text's own, which are no control tokens
     for format in ("json", "inline"):
@@ -160,7 +161,7 @@ def test_prediction_asks_what_training_showed_and_the_end_is_learned(kind, words
             text, count, ended = chat.read([*answer, 0, 0])
             assert ended and count == len(answer)
             assert text.strip() == render_answer(record, types, format).strip()
-            assert record["text"].strip() in tokenizer.decode(prompt)
+            assert record["text"].strip() in tokenizer.decode(prompt) and "- SIGN" in tokenizer.decode(prompt)
         assert args.max_length == max(len(example["input_ids"]) for example in examples)
 
 
@@ -170,13 +171,15 @@ def test_an_example_is_shown_and_lengths_are_told(trained):
     assert "8 records in 8 examples; tokens: p50 " in said and "Fever" not in said
 
 
-def test_too_long_is_an_error_that_names_the_record(chats, base, eight, cli, tmp_path):
+def test_too_long_is_an_error_that_names_the_record(base, eight, cli, tmp_path):
+    from transformers import AutoTokenizer
+
     args = ("--model", base, "--train_file", eight, "--output_dir", tmp_path / "o", *QUICK)
     done = cli(SCRIPT, *args, "--max_length", 200)
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "more than --max_length 200" in line and line.startswith("error: "), done.stderr
     would, records = int(line.split("--max_length ")[-1].split()[0]), list(read_records(eight))
-    labels, chat = dict.fromkeys(ner_ft_llm.types_of(records), ""), chats["byte level"]
+    labels, chat = dict.fromkeys(ner_ft_llm.types_of(records), ""), ner_ft_llm.Chat(AutoTokenizer.from_pretrained(base))
     assert len(ner_ft_llm.examples_of(records, labels, chat, arguments(max_length=would))) == 8
     with pytest.raises(DataError, match=f"--max_length {would} would do"):
         ner_ft_llm.examples_of(records, labels, chat, arguments(max_length=would - 1))
@@ -214,9 +217,9 @@ def test_adapters_learn_eight_other_records(more, trained, short, rare_en, cli, 
     said = [{name: r["answer"] for name, r in answers(folder).items()} for folder in (out, tmp_path / "again")]
     assert said[0] == said[1]
     if not more:  # the merged model is the adapted one; of 4 bits it is the adapter on the full weights
-        merged = cli(SCRIPT, "--model", tmp_path / "merged", "--test_file", tmp_path / "eight.jsonl", "--labels_file",
-                     ROOT / "data" / "rare_en" / "labels.json", "--output_dir", tmp_path / "m")  # fmt: skip
-        assert merged.returncode == 0, merged.stderr
+        merged = cli(SCRIPT, "--model", tmp_path / "merged", "--test_file", tmp_path / "eight.jsonl", "--output_dir",
+                     tmp_path / "m")  # fmt: skip
+        assert merged.returncode == 0 and {n: r["answer"] for n, r in answers(tmp_path / "m").items()} == said[0]
 
 
 @pytest.mark.parametrize("format", ["json", "spans", "lines", "inline", "iob"])
@@ -307,7 +310,34 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(base, eight, rare_
     assert again.returncode == 0 and log.read_text() == before  # nothing is asked twice
 
 
+def test_what_a_kill_left_half_written_is_no_obstacle(base, eight, tmp_path):
+    """A checkpoint without its last file is not gone on from; the run ends all the same."""
+    command = [sys.executable, ROOT / SCRIPT, "--model", base, "--train_file", eight, "--output_dir", tmp_path / "o",
+               "--num_train_epochs", 4, "--lora_r", 4]  # fmt: skip
+    command, parts = list(map(str, command)), tmp_path / "o" / "checkpoints.part"
+    assert kill_when(command, lambda: len(list(parts.glob("checkpoint-*/trainer_state.json"))) > 1)
+    last = max(parts.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    (last / "trainer_state.json").unlink(missing_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "going on from" in done.stderr and last.name not in done.stderr, done.stderr
+    full = [*command[: command.index("--lora_r")], "--lora_r", "0"]  # another kind of model takes the folder over
+    assert subprocess.run(full, capture_output=True).returncode == 0
+    assert not list((tmp_path / "o").glob("adapter_*")) and (tmp_path / "o" / "model.safetensors").exists()
+
+
 # ---------------------------------------------------------------------------- continual pre-training
+
+
+def test_no_token_of_a_long_text_is_lost(base, words, cli, tmp_path):
+    (tmp_path / "long.txt").write_text("\n".join(words), encoding="utf-8")
+    done = cli(SCRIPT, "--task", "pretrain", "--model", base, "--train_file", tmp_path / "long.txt", "--output_dir",
+               tmp_path / "o", "--max_length", 128, "--training_args", "max_steps=1")  # fmt: skip
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    from transformers import AutoTokenizer
+
+    text = (tmp_path / "long.txt").read_text(encoding="utf-8").removesuffix("\n")
+    given = len(AutoTokenizer.from_pretrained(base)(text)["input_ids"]) + 1
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["counts"]["tokens"] == given > 1000
 
 
 def test_the_loss_is_that_of_the_next_token(base, rare_en, cli, tmp_path):
@@ -388,6 +418,8 @@ class Fixed:
 
 @pytest.fixture(scope="session")
 def chats(words):
+    """Tokenizers that know tags, and so have tokens that begin in the text and end in a tag."""
+    words = [*words, "Fever and <SIGN>joint pain</SIGN> <DRUG>x</DRUG>\n" * 60, "Fever\tB-SIGN\nand\tO\n" * 60]
     return {"byte level": ner_ft_llm.Chat(byte_level(words, CHAT)), "metaspace": ner_ft_llm.Chat(metaspace(words))}
 
 
@@ -494,6 +526,9 @@ def test_the_settings_of_the_papers_are_one_command_each(flags, base, eight, cli
     (("--train_file", "EIGHT", "--model", "BASE", "--lora_target_modules", "nothing"), 1, "nothing"),
     (("--test_file", "EIGHT", "--model", "BASE", "--merge_to", "m"), 2, "there is no adapter to merge"),
     (("--train_file", "EIGHT", "--model", "BASE", "--lora_r", "-1"), 2, "--lora_r: at least 0"),
+    (("--train_file", "EIGHT", "--model", "BASE", "--validation_file", "NONE"), 1, "no entity in the 1 records"),
+    (("--train_file", "EIGHT", "--model", "BASE", "--training_args", "max_length=9"), 2, "--training_args max_length"),
+    (("--train_file", "EIGHT", "--model", "BASE", "--training_args", "weight_decay=abc"), 2, "--training_args"),
 ])  # fmt: skip
 def test_wrong_use_is_one_line(args, code, said, base, eight, cli, tmp_path):
     (tmp_path / "none.jsonl").write_text('{"id": "a", "text": "Nothing."}\n')
@@ -501,6 +536,11 @@ def test_wrong_use_is_one_line(args, code, said, base, eight, cli, tmp_path):
     done = cli(SCRIPT, *(names.get(each, each) for each in args), "--output_dir", tmp_path / "o")
     assert done.returncode == code and said in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr and "error: " in done.stderr.splitlines()[-1]
+
+
+def test_no_model_that_is_read_is_replaced(base, eight, cli):
+    done = cli(SCRIPT, "--model", base, "--train_file", eight, "--output_dir", base, "--lora_r", 0)
+    assert done.returncode == 2 and "would replace a model that is read" in done.stderr
 
 
 def test_an_adapter_of_another_base_is_one_line(base, eight, words, cli, tmp_path):
