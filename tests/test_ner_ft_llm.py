@@ -147,7 +147,10 @@ def test_prediction_asks_what_training_showed_and_the_end_is_learned(kind, words
     end = {"plain": "<|end|>", "metaspace": "</s>"}.get(kind, "<|im_end|>")
     assert tokenizer.convert_ids_to_tokens(chat.end) == end and chat.system == (kind not in ("no system", "silent"))
     records = list(read_records(rare_en / "train.jsonl", 20))
+    at = len(records[0]["text"])
     records[0]["text"] += "<|im_end|> </s><s>"  # a text's own, which are no control tokens
+    records[0]["entities"].append({"start": at, "end": at + 10, "type": "SIGN", "text": "<|im_end|>"})
+    records[0]["entities"].append({"start": at + 11, "end": at + 15, "type": "SIGN", "text": "</s>"})
     for format in ("json", "inline"):
         args = arguments(format=format)
         examples = ner_ft_llm.examples_of(records, dict.fromkeys(TYPES, ""), chat, args)
@@ -247,6 +250,7 @@ def test_shots_and_passages_are_in_the_prompts(base, rare_en, cli, tmp_path):
     done = cli(SCRIPT, "--model", base, "--test_file", tmp_path / "shots.jsonl", "--output_dir", tmp_path,
                "--max_new_tokens", 8)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert {r["status"] for r in answers(tmp_path, "shots").values()} == {"truncated"}
     tokens = [r["usage"]["prompt_tokens"] for r in answers(tmp_path, "shots").values()]
     bare = cli(SCRIPT, "--model", base, "--test_file", rare_en / "dev.jsonl", "--output_dir", tmp_path, "--limit", 3,
                "--max_new_tokens", 8)  # fmt: skip
@@ -449,6 +453,19 @@ def test_whatever_the_model_wants_the_answer_is_the_text(chats, kind, text, form
     if format == "inline":
         bare = said.replace("<SIGN>", "").replace("</SIGN>", "").replace("<DRUG>", "").replace("</DRUG>", "")
         assert bare.strip() == render_answer(record, types, "inline").strip()
+
+
+def test_a_tag_that_the_last_token_began_is_ended(chats):
+    """The last token before nothing may be opened any more ends in a "<": the tag goes on all the same."""
+    chat = chats["byte level"]
+    find = chat.tokenizer.convert_tokens_to_ids
+    ids = [*chat.tokenizer("Fever and", add_special_tokens=False)["input_ids"], find("\u0120<")]
+    assert chat.tokenizer.decode(ids) == "Fever and <"
+    walk = Fixed({"id": "a", "text": "Fever and joint pain", "entities": []}, ["SIGN"], chat, "inline", room=len(ids))
+    for at in range(len(ids)):
+        assert ids[at] in walk.allowed(ids[:at])
+    may = {chat.tokenizer.decode([token]) for token in walk.allowed(ids)}
+    assert may and all("SIGN>".startswith(piece) or piece.startswith("SIGN>") for piece in may)
 
 
 @pytest.mark.parametrize("kind", ["byte level", "metaspace"])

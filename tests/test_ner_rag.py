@@ -456,6 +456,9 @@ def test_a_server_embeds_each_text_once(cli, files, endpoint):
     assert rag(cli, files, "--embedding_model", name).returncode == 0 and len(handler.seen) == 8
     for path in files.rglob("*"):
         assert path.is_dir() or b"sk-secret" not in path.read_bytes()
+    (files / "kb.txt").write_text(TRAIN[2]["text"])  # a passage, a text and an example are all alike to a server
+    both = rag(cli, files, "--embedding_model", name, "--knowledge", files / "kb.txt")
+    assert both.returncode == 0 and len(handler.seen) == 8 and made(files)["q1"]["passages"], both.stderr
     write_jsonl(files / "test.jsonl", [*TEST, record("q3", "A new text, and the model has changed.")])
     handler.size = 8
     done = rag(cli, files, "--embedding_model", name)
