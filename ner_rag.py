@@ -227,7 +227,8 @@ class Embeddings:
         lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
         if len(vectors) != len(texts) or not np.isfinite(lengths).all() or not lengths.all():
             raise DataError(f"{self.args.embedding_model}: gave no vector for some text; use another embedding model")
-        if len(set(texts)) > 1 and (vectors / lengths).std(axis=0).max() < 1e-6:
+        different = {" ".join(text.casefold().split()) for text in texts}  # to most models
+        if len(different) > 8 and (vectors / lengths).std(axis=0).max() < 1e-6:
             raise DataError(f"{self.args.embedding_model}: gave all texts one vector; is it whole, tokenizer and all?")
         self.counts["embedded"] += len(texts)
         return list((vectors / lengths).astype(np.float32))

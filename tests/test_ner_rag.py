@@ -471,6 +471,16 @@ def test_a_server_embeds_each_text_once(cli, files, endpoint):
         assert "A new text" not in done.stderr
 
 
+def test_a_model_that_gives_all_texts_one_vector_is_refused(cli, files, endpoint):
+    handler, name = endpoint
+    handler.size = 1
+    write_jsonl(files / "train.jsonl", [*TRAIN, *(record(f"n{i}", f"Text number {i}.") for i in range(9))])
+    done = rag(cli, files, "--embedding_model", name)
+    assert done.returncode == 1 and "gave all texts one vector" in done.stderr.splitlines()[-1], done.stderr
+    write_jsonl(files / "train.jsonl", TRAIN[:2])  # of a few, all may be alike
+    assert rag(cli, files, "--embedding_model", name).returncode == 0
+
+
 # ---------------------------------------------------------------------------- wrong input
 
 
