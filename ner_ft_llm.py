@@ -51,8 +51,10 @@ from utils import (
     DataError,
     flat_view,
     fragments,
+    lock,
     log,
     parse_answer,
+    read_labels,
     read_lines,
     read_records,
     render_answer,
@@ -61,6 +63,7 @@ from utils import (
     sha256,
     to_json,
     tokenize,
+    types_of,
     write_jsonl,
     write_sidecar,
 )
@@ -101,16 +104,10 @@ PLAIN = (  # a chat template for models that have none
 # ---------------------------------------------------------------------------- what is asked, and what is the answer
 
 
-def read_labels(args, stored):
+def labels_of(args, stored):
     """Return {type: description or ""}: of --labels_file, the trained model, training, shots or (warned) gold."""
     if args.labels_file:
-        try:
-            labels = json.loads(Path(args.labels_file).read_text(encoding="utf-8"))
-            if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()) or not labels:
-                raise ValueError
-        except ValueError:
-            raise DataError(f"{args.labels_file}: not a JSON object of type and description; write one") from None
-        return labels
+        return read_labels(args.labels_file)
     if stored.get("labels") and not args.train_file:
         return stored["labels"]
     if args.train_file:
@@ -132,10 +129,6 @@ def check_types(labels, args):
     odd += [type_ for type_ in labels if re.search(r"[<>]", type_)] if args.format == "inline" else []
     if odd:
         raise DataError(f"type {odd[0]!r}: --format {args.format} can't hold it; rename it (brat2iob.py --map_types)")
-
-
-def types_of(records):
-    return sorted({entity["type"] for record in records for entity in record["entities"]})
 
 
 def questions(record, labels, args):
@@ -212,12 +205,12 @@ def examples_of(records, labels, chat, args):
     for record in records:
         for types, messages in questions(record, labels, args):
             prompt = chat.prompt(messages)
-            answer = chat.answer(render_answer(record, types, args.format, args.all_types))
+            text = render_answer(record, types, args.format, args.all_types)
+            answer = chat.answer(text)
             if answer[-1] != chat.end or (chat.bos is not None and prompt[:2] == [chat.bos] * 2):
                 raise DataError(f"{args.model}: its chat template writes two BOS; mend it")
-            text = render_answer(record, types, args.format, args.all_types)
             found = parse_answer(text, record, types, args.format)["entities"]
-            sides = [{(e["type"], *map(tuple, fragments(e))) for e in side} for side in (record["entities"], found)]
+            sides = [spans_of(record["entities"]), spans_of(found)]
             gold.update(mentions=len(sides[0]), shown=len(sides[0] & sides[1]),
                         other=sum(e[0] not in labels for e in sides[0]))  # fmt: skip
             examples.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
@@ -241,13 +234,16 @@ def examples_of(records, labels, chat, args):
     return examples
 
 
-def check_prompts(records, labels, chat, positions, args):
-    """Raise DataError where a prompt leaves no place for an answer: better before the training than after it."""
-    for record in records:
-        for _, messages in questions(record, labels, args):
-            if (width := len(chat.prompt(messages))) >= positions:
-                where = f"record {record['id']!r}: its prompt has {width:,} tokens, the model reads {positions:,}"
-                raise DataError(f"{where}; cut the texts (brat2iob.py --max_tokens), or show fewer examples")
+def spans_of(entities):
+    """What must agree with gold: type and all fragments."""
+    return {(entity["type"], *map(tuple, fragments(entity))) for entity in entities}
+
+
+def check_width(record, prompt, positions):
+    """Raise DataError where a prompt leaves no place for an answer."""
+    if len(prompt) >= positions:
+        raise DataError(f"record {record['id']!r}: its prompt has {len(prompt):,} tokens, the model reads "
+                        f"{positions:,}; cut texts (brat2iob.py --max_tokens) or show fewer examples")  # fmt: skip
 
 
 def show_example(labels, chat, args):
@@ -384,7 +380,9 @@ def answers_to_learn(args, labels, chat, model):
         raise DataError(f"{args.validation_file[0]}: no entity in the {len(dev):,} records to answer; there is nothing "
                         "to choose a checkpoint by")  # fmt: skip
     tests = chain.from_iterable(read_records(path, args.limit) for path in args.test_file)
-    check_prompts(chain(dev, tests), labels, chat, positions, args)
+    for record in chain(dev, tests):  # better before the training than after it
+        for _, messages in questions(record, labels, args):
+            check_width(record, chat.prompt(messages), positions)
     show_example(labels, chat, args)
     examples = examples_of(records, labels, chat, args)
     if (most := max(len(example["input_ids"]) for example in examples)) > positions:
@@ -522,8 +520,8 @@ def answers_f1(model, chat, records, labels, longest, args):
     for number, (ids, _) in generate(model, chat, prompts, asked, args):
         record, types, _ = asked[number]
         found = parse_answer(chat.read(ids)[0], record, types, args.format)["entities"]
-        sides = [{(e["type"], *map(tuple, fragments(e))) for e in side} for side in (record["entities"], found)]
-        right, pred = right + len(sides[0] & sides[1]), pred + len(sides[1])
+        right += len(spans_of(record["entities"]) & spans_of(found))
+        pred += len(spans_of(found))
     right, pred = summed([right, pred])
     return {"eval_f1": 2 * right / max(1, pred + gold)}
 
@@ -820,7 +818,6 @@ def predict_file(path, model, chat, labels, stored, identity, args):
     records = [{name: record[name] for name in (*KEPT[: 8 if record.get("pretokenized") else 6], "shots", "passages")
                 if name in record} for record in read_records(path, args.limit)]  # fmt: skip
     asked = [(record, *each) for record in records for each in questions(record, labels, args)]
-    check_prompts(records, labels, chat, positions_of(model), args)
     lines = answer(asked, model, chat, stored.get("longest_answer"), identity, f"{output}.answers.jsonl", args)
     if place()[0]:
         return
@@ -850,6 +847,8 @@ def answer(asked, model, chat, longest, identity, path, args):
     from tqdm import tqdm
 
     prompts = [(chat.prompt(messages), room(record, types, chat, longest, args)) for record, types, messages in asked]
+    for (record, *_), (ids, _) in zip(asked, prompts, strict=True):
+        check_width(record, ids, positions_of(model))
     keys = [
         hashlib.sha256(to_json([identity, *prompt, args.constrain and args.format]).encode()).hexdigest()[:32]
         for prompt in prompts
@@ -910,17 +909,6 @@ def read_answers(path):
                     file.truncate(at)
             at += len(raw)
     return lines
-
-
-def lock(file, path):
-    """Let no second run write to a file; the lock ends with the process. Where there is no flock, there is none."""
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{path}: another run is writing to it; wait for it, or name another output") from None
 
 
 def wait():
@@ -1097,11 +1085,8 @@ def main(argv=None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.constrain and args.format not in ("inline", "iob"):
         raise DataError(f"--constrain is for --format inline and iob, not {args.format}")
-    labels = (
-        read_labels(args, stored.get("prompt", {}))
-        if args.task == "sft" and (args.train_file or args.test_file)
-        else {}
-    )
+    asks = args.task == "sft" and (args.train_file or args.test_file)
+    labels = labels_of(args, stored.get("prompt", {})) if asks else {}
     check_types(labels, args)
     for path in args.test_file:  # an error in them is worth knowing before the training
         deque(read_records(path, args.limit), maxlen=0)
@@ -1121,7 +1106,6 @@ def main(argv=None):
         merge(args, adapter, stored)
     if args.test_file:
         model, tokenizer = load(args, adapter, quantize=args.load_in_4bit, dtype=base_dtype(training=False))
-        model = model if args.load_in_4bit or has_cuda() else model.to("cpu")
         identity = [state_of(args.model), state_of(adapter), args.load_in_4bit]
         for path in args.test_file:
             predict_file(path, model, Chat(tokenizer, model), labels, stored, identity, args)
@@ -1142,8 +1126,7 @@ def train_or_take_up(args, labels, started):
         return json.loads(path.read_text(encoding="utf-8"))
     facts = train(args, labels, stamp)
     if place()[0] == 0:
-        for name in ("training_args.bin",):  # a pickle; run.json says what it says
-            (Path(args.output_dir) / name).unlink(missing_ok=True)
+        (Path(args.output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says what it says
         prompt = {name: getattr(args, name) for name in PROMPT} | {
             "labels": labels, "instruction": args.instruction, "load_in_4bit": args.load_in_4bit}  # fmt: skip
         write_sidecar(args.output_dir, args, inputs, started, PACKAGES, stamp=stamp, prompt=prompt, **facts)
@@ -1153,14 +1136,22 @@ def train_or_take_up(args, labels, started):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def is_ours(folder):
+    """Whether a folder is empty, or holds what merge wrote: any other one is the user's, and never emptied."""
+    try:
+        return not os.listdir(folder) or "adapter" in json.loads((folder / "run.json").read_text("utf-8"))["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def merge(args, adapter, stored):
     """Write base and adapter as one model, from the base in full precision, with its prompt; say how it is served."""
+    part, target = Path(f"{args.merge_to}.part"), Path(args.merge_to)
+    if os.path.lexists(target) and not is_ours(target):
+        raise DataError(f"--merge_to {target}: is there, and no merged model of this script; name another folder")
+    shutil.rmtree(part, ignore_errors=True)
     model, tokenizer = load(args, adapter, dtype=base_dtype(training=False))
-    part, chat = Path(f"{args.merge_to}.part"), Chat(tokenizer, model)
-    if os.path.exists(args.merge_to) and not os.path.isdir(args.merge_to):
-        raise DataError(f"--merge_to {args.merge_to}: a file of that name exists; name a folder")
-    for folder in (part, Path(args.merge_to)):
-        shutil.rmtree(folder, ignore_errors=True)
+    chat = Chat(tokenizer, model)
     model = model.merge_and_unload()
     model.generation_config.eos_token_id = sorted(chat.ends())
     model.save_pretrained(part)
@@ -1170,7 +1161,8 @@ def merge(args, adapter, stored):
         "longest_answer": stored.get("longest_answer"),
     }
     write_sidecar(str(part), args, {"adapter": str(adapter)}, time.time(), PACKAGES, **kept)
-    os.replace(part, args.merge_to)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
     log(f"  -> {args.merge_to}\nvllm serve {args.merge_to} --host 127.0.0.1")
 
 

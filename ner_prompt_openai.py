@@ -49,13 +49,16 @@ from utils import (
     DataError,
     flat_view,
     is_named,
+    lock,
     log,
     parse_answer,
+    read_labels,
     read_lines,
     read_records,
     render_messages,
     run,
     to_json,
+    types_of,
     write_jsonl,
     write_sidecar,
 )
@@ -80,17 +83,10 @@ class Stop(Exception):
 # ---------------------------------------------------------------------------- what is asked
 
 
-def read_labels(args):
+def labels_of(args):
     """Return {type: description or ""}; types from --labels_file, training file, shots, or (with a warning) gold."""
     if args.labels_file:
-        text = Path(args.labels_file).read_text(encoding="utf-8")
-        try:
-            labels = json.loads(text)
-            if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()) or not labels:
-                raise ValueError
-        except ValueError:
-            raise DataError(f"{args.labels_file}: not a JSON object of type and description; write one") from None
-        return labels
+        return read_labels(args.labels_file)
     if args.train_file:
         return dict.fromkeys(types_of(read_records(args.train_file)), "")
     shots = (shot for record in read_records(args.test_file) for shot in record.get("shots", ()))
@@ -100,10 +96,6 @@ def read_labels(args):
         log(f"warning: the types come from the gold of {args.test_file}; give --labels_file or --train_file")
         return dict.fromkeys(found, "")
     raise DataError(f"{args.test_file}: no types to ask for; give --labels_file or --train_file")
-
-
-def types_of(records):
-    return sorted({entity["type"] for record in records for entity in record["entities"]})
 
 
 def choose_shots(args, types):
@@ -215,19 +207,6 @@ class Answers:
 
     def close(self):
         self.file.close()
-
-
-def lock(file, path):
-    """Let no second run write to a file; the lock ends with the process. Where there is no flock, there is none."""
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{path}: another run is writing to it; wait for it, or choose another --output_file"
-            ) from None
 
 
 # ---------------------------------------------------------------------------- the endpoint
@@ -735,7 +714,7 @@ def main(argv=None):
     args.instruction = None
     if args.instruction_file:
         args.instruction = Path(args.instruction_file).read_text(encoding="utf-8").strip()
-    labels = read_labels(args)
+    labels = labels_of(args)
     shots = choose_shots(args, list(labels))
     records = [without_gold(record) for record in read_records(args.test_file, args.limit)]
     if args.answers_file:

@@ -21,7 +21,7 @@ import time
 import unicodedata
 import zlib
 from bisect import bisect_left
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import SequenceMatcher
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -110,6 +110,19 @@ def writing(path, binary=False):
         if isinstance(error, OSError):
             error.filename = error.filename or path
         raise
+
+
+def lock(file, path):
+    """Let no second run write to a file; the lock ends with the process. Where there is no flock, there is none."""
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"{path}: another run is writing to it; wait for it, or choose another --output_file"
+            ) from None
 
 
 def is_iob(path):
@@ -797,6 +810,24 @@ INSTRUCTIONS = {  # language -> the task, what each format is, how types without
         "passages": "Справка, которую размечать не нужно:",
     },
 }
+
+
+def read_labels(path):
+    """Return {type: description} of a JSON file."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    try:
+        labels = json.loads(text)
+        if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()) or not labels:
+            raise ValueError
+    except ValueError:
+        raise DataError(f"{path}: not a JSON object of type and description; write one") from None
+    return labels
+
+
+def types_of(records):
+    """The types of the records' entities, in order."""
+    return sorted({entity["type"] for record in records for entity in record["entities"]})
 
 
 def render_messages(record, types, format, shots=(), passages=(), descriptions=None, instruction=None, language="en",

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ner_ft_llm
-from utils import DataError, parse_answer, read_records, render_answer, write_jsonl
+from utils import DataError, parse_answer, read_records, render_answer, types_of, write_jsonl
 
 SCRIPT = "ner_ft_llm.py"
 TYPES = ["DISEASE", "RAREDISEASE", "SIGN", "SKINRAREDISEASE", "SYMPTOM"]
@@ -182,7 +182,7 @@ def test_too_long_is_an_error_that_names_the_record(base, eight, cli, tmp_path):
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "more than --max_length 200" in line and line.startswith("error: "), done.stderr
     would, records = int(line.split("--max_length ")[-1].split()[0]), list(read_records(eight))
-    labels, chat = dict.fromkeys(ner_ft_llm.types_of(records), ""), ner_ft_llm.Chat(AutoTokenizer.from_pretrained(base))
+    labels, chat = dict.fromkeys(types_of(records), ""), ner_ft_llm.Chat(AutoTokenizer.from_pretrained(base))
     assert len(ner_ft_llm.examples_of(records, labels, chat, arguments(max_length=would))) == 8
     with pytest.raises(DataError, match=f"--max_length {would} would do"):
         ner_ft_llm.examples_of(records, labels, chat, arguments(max_length=would - 1))
@@ -558,6 +558,26 @@ def test_wrong_use_is_one_line(args, code, said, base, eight, cli, tmp_path):
 def test_no_model_that_is_read_is_replaced(base, eight, cli):
     done = cli(SCRIPT, "--model", base, "--train_file", eight, "--output_dir", base, "--lora_r", 0)
     assert done.returncode == 2 and "would replace a model that is read" in done.stderr
+
+
+def test_merging_empties_no_folder_of_the_users(trained, eight, short, cli, tmp_path):
+    files = (
+        "--train_file",
+        eight,
+        "--output_dir",
+        tmp_path / "a",
+        "--num_train_epochs",
+        1,
+        "--instruction_file",
+        short,
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for target, code in (("mine", 1), ("merged", 0), ("merged", 0)):  # the second time it replaces its own
+        done = cli(SCRIPT, "--model", trained[0], *files, "--merge_to", tmp_path / target)
+        assert done.returncode == code, done.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "merged" / "model.safetensors").exists() and not (tmp_path / "merged.part").exists()
 
 
 def test_an_adapter_of_another_base_is_one_line(base, eight, words, cli, tmp_path):
