@@ -445,9 +445,10 @@ def train(args, labels, stamp):
 def save(trainer, chat, args):
     """Write the model to OUTPUT_DIR, where what another run left would be taken for this one's."""
     wait()
-    if place()[0] == 0:
-        for pattern in ("run.json", "adapter_*", "config.json", "generation_config.json", "model*.safetensors*"):
-            for path in Path(args.output_dir).glob(pattern):
+    folder = Path(args.output_dir)
+    if place()[0] == 0 and (folder / "run.json").exists():  # which goes last: killed here, the next run cleans, too
+        for pattern in ("adapter_*", "config.json", "generation_config.json", "model*.safetensors*", "run.json"):
+            for path in folder.glob(pattern):
                 path.unlink()
     wait()
     trainer.model.generation_config.eos_token_id = sorted(chat.ends())
