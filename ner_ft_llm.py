@@ -46,9 +46,11 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from utils import (
+    DEPTH,
     FORMATS,
     INSTRUCTIONS,
     DataError,
+    answer_graph,
     flat_view,
     fragments,
     lock,
@@ -62,7 +64,6 @@ from utils import (
     run,
     sha256,
     to_json,
-    tokenize,
     types_of,
     write_jsonl,
     write_sidecar,
@@ -71,29 +72,14 @@ from utils import (
 KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized", "tokens", "offsets")  # tokens: of IOB alone
 WORST = ("unparsable", "refused", "empty", "truncated", "salvaged", "ok")  # of the answers of --one_type_per_prompt
 PROMPT = ("format", "one_type_per_prompt", "all_types", "language")  # kept with the model, and taken up again
-TRAINING = (
-    "task",
-    "model",
-    "learning_rate",
-    "num_train_epochs",
-    "batch_size",
-    "max_length",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target_modules",
-    "load_in_4bit",
-    "eval_samples",
-    "early_stopping_patience",
-    "seed",
-    "limit",
-    "training_args",
-    *PROMPT,
-)  # fmt: skip (what a trained model depends on)
+# not in the stamp of a trained model: what is there by its content, and what concerns predictions alone
+APART = ("train_file", "validation_file", "labels_file", "instruction_file", "test_file", "output_dir", "output_file",
+         "adapter", "merge_to", "max_new_tokens", "constrain", "trust_remote_code")  # fmt: skip
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 BUDGET = 32_768  # tokens of a batch of prompts and answers: 4 GB of keys and values of an 8B model
-DEPTH = 8  # of entities in entities, at most, with --constrain; NEREL-BIO has 7
 ANSWER = 256  # tokens of an answer where nothing is known of it
+HISTORY = {"loss": "loss", "learning_rate": "rate", "eval_f1": "f1", "eval_loss": "dev_loss",
+           "eval_perplexity": "perplexity"}  # fmt: skip
 PLAIN = (  # a chat template for models that have none
     "{{ bos_token or '' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] }}"
     "{{ eos_token }}{{ '\n\n' }}{% elif message['role'] == 'user' %}{{ '### Text\n' + message['content'] + "
@@ -263,6 +249,14 @@ def positions_of(model):
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
+@cache
+def here():
+    """This process among those that torchrun or accelerate launched."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=not has_cuda())
+
+
 def has_cuda():
     import torch
 
@@ -409,6 +403,7 @@ def texts_to_learn(args, chat, model):
 
 def train(args, labels, stamp):
     """Train, and save adapter or model with tokenizer in OUTPUT_DIR; return facts for its run.json."""
+    import torch
     import transformers
     from datasets import Dataset, disable_progress_bars
 
@@ -432,10 +427,14 @@ def train(args, labels, stamp):
               for name in ("weights", "trained")}  # fmt: skip
     say(f"training {counts['trained']:,} of {counts['weights']:,} weights, "
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume(args, stamp))
+    try:
+        trainer.train(resume_from_checkpoint=resume(args, stamp))
+    except torch.cuda.OutOfMemoryError:
+        raise DataError(f"the GPU's memory does not hold a step of --batch_size {args.batch_size}; a smaller one with "
+                        "--training_args gradient_accumulation_steps=N, or --load_in_4bit") from None  # fmt: skip
     save(trainer, chat, args)
-    history = [{"step": entry["step"], **{new: entry[old] for old, new in NAMES.items() if old in entry}}
-               for entry in trainer.state.log_history if NAMES.keys() & entry.keys()]  # fmt: skip
+    history = [{"step": entry["step"], **{new: entry[old] for old, new in HISTORY.items() if old in entry}}
+               for entry in trainer.state.log_history if HISTORY.keys() & entry.keys()]  # fmt: skip
     if settings.load_best_model_at_end and sft and not trainer.state.best_metric:
         say("warning: no development entity was found at any time; train longer, or at another rate")
     return {"history": history, "counts": {"train": len(examples), "tokens": kept, **counts},
@@ -444,13 +443,13 @@ def train(args, labels, stamp):
 
 def save(trainer, chat, args):
     """Write the model to OUTPUT_DIR, where what another run left would be taken for this one's."""
-    wait()
+    here().wait_for_everyone()
     folder = Path(args.output_dir)
-    if place()[0] == 0 and (folder / "run.json").exists():  # which goes last: killed here, the next run cleans, too
+    if here().is_main_process and (folder / "run.json").exists():  # it goes last: killed here, the next run cleans, too
         for pattern in ("adapter_*", "config.json", "generation_config.json", "model*.safetensors*", "run.json"):
             for path in folder.glob(pattern):
                 path.unlink()
-    wait()
+    here().wait_for_everyone()
     trainer.model.generation_config.eos_token_id = sorted(chat.ends())
     trainer.model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
     trainer.save_model(args.output_dir)
@@ -458,17 +457,8 @@ def save(trainer, chat, args):
 
 def say(fact):
     """Log a fact once, however many processes know it."""
-    if place()[0] == 0:
+    if here().is_main_process:
         log(fact)
-
-
-NAMES = {
-    "loss": "loss",
-    "learning_rate": "rate",
-    "eval_f1": "f1",
-    "eval_loss": "dev_loss",
-    "eval_perplexity": "perplexity",
-}  # of the history
 
 
 def base_dtype(training):
@@ -527,21 +517,12 @@ def answers_f1(model, chat, records, labels, longest, args):
     return {"eval_f1": 2 * right / max(1, pred + gold)}
 
 
-def place():
-    """(rank, number) of this process among those that torchrun or accelerate launched."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def summed(values):
     """Sums over all processes."""
     import torch
+    from accelerate.utils import reduce
 
-    if place()[1] == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64 if not has_cuda() else torch.float32,
-                         device="cuda" if has_cuda() else "cpu")  # fmt: skip
-    torch.distributed.all_reduce(total)
-    return total.tolist()
+    return reduce(torch.tensor(values, dtype=torch.float64, device=here().device)).tolist()
 
 
 def resume(args, stamp):
@@ -549,7 +530,7 @@ def resume(args, stamp):
     from transformers.trainer_utils import get_last_checkpoint
 
     folder, mark = Path(checkpoints(args)), Path(checkpoints(args)) / "stamp"
-    if place()[0] == 0:
+    if here().is_main_process:
         if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -559,9 +540,9 @@ def resume(args, stamp):
                 json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
             except (OSError, ValueError):
                 shutil.rmtree(path)
-    wait()
+    here().wait_for_everyone()
     last = get_last_checkpoint(folder)
-    if last and place()[0] == 0:
+    if last and here().is_main_process:
         log(f"going on from {last}")
     return last
 
@@ -584,17 +565,21 @@ def tokens_of(text, chat):
 
 
 def held_out_loss(model, texts, length):
-    """Mean loss per token, and its exponential: each token but the first of a text is predicted once."""
+    """Mean loss per token, and its exponential: each token but the first of a text is predicted once.
+
+    All processes make the same number of calls, as sharded models need it.
+    """
     import torch
 
-    rank, world = place()
+    rank, world = here().process_index, here().num_processes
+    parts = [ids[start : start + length] for ids in texts for start in range(0, len(ids) - 1, length - 1)]
     model.eval()
     total = count = 0.0
-    for ids in texts[rank::world]:
-        for start in range(0, len(ids) - 1, length - 1):
-            part = torch.tensor([ids[start : start + length]], device=model.device)
-            with torch.no_grad():
-                logits = model(input_ids=part).logits[0, :-1].float()
+    for turn in range(0, len(parts), world):
+        part = torch.tensor([parts[min(turn + rank, len(parts) - 1)]], device=model.device)
+        with torch.no_grad():
+            logits = model(input_ids=part).logits[0, :-1].float()
+        if turn + rank < len(parts):
             total += torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum").item()
             count += part.shape[1] - 1
     total, count = summed([total, count])
@@ -646,7 +631,7 @@ def generate(model, chat, prompts, asked, args, done=()):
     calls, as sharded models need it.
     """
     model.eval()
-    rank, world = place()
+    rank, world = here().process_index, here().num_processes
     batches = [batch for batch in batches_of(prompts) if not all(i in done for i in batch)]
     for turn in range(0, len(batches), world):
         started, batch = time.monotonic(), batches[min(turn + rank, len(batches) - 1)]
@@ -667,9 +652,8 @@ def generate_batch(model, chat, batch, prompts, asked, args):
     ids = torch.tensor([[pad] * (width - len(prompts[i][0])) + prompts[i][0] for i in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompts[i][0])) + [1] * len(prompts[i][0]) for i in batch],
                         device=model.device)  # fmt: skip
-    only = None
-    if args.constrain:
-        only = [Constraint(chat, [asked[i][:2] for i in batch], width, new, args.format)]
+    only = Constraint(chat, [asked[i][:2] for i in batch], width, new, args.format) if args.constrain else None
+    if only:
         new = max(bound(*asked[i][:2], args.format, new) for i in batch)
     settings = GenerationConfig(do_sample=False, max_new_tokens=min(new, positions - width), pad_token_id=pad,
                                 eos_token_id=sorted(chat.ends()), use_cache=True)  # fmt: skip
@@ -677,7 +661,7 @@ def generate_batch(model, chat, batch, prompts, asked, args):
     try:
         with torch.no_grad():
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                                   logits_processor=only)  # fmt: skip
+                                   prefix_allowed_tokens_fn=only)  # fmt: skip
         return found[:, width:].tolist()
     except torch.cuda.OutOfMemoryError:
         if len(batch) == 1:
@@ -694,36 +678,32 @@ def generate_batch(model, chat, batch, prompts, asked, args):
 
 
 class Constraint:
-    """A logits processor for inline and iob: an answer can only copy its text, and open, close or choose known types.
+    """For inline and iob: the tokens that may follow, so that an answer copies its text and marks known types.
 
-    What may follow is a graph of literals: arcs(node, opening) -> ([(bytes, next node)], whether the answer may end
-    here). A state is the set of literals that are under way. The tokens allowed in a state are found by walking a trie
-    of the vocabulary's bytes along it, so they may run over the ends of literals, as the tokens of training do. After
-    `room` tokens nothing is opened any more, so that an answer comes to its end. It takes 0.2 ms a token and answer.
+    An answer is a path in utils.answer_graph; a state is the set of literals that are under way. The tokens allowed in
+    a state are found by walking a trie of the vocabulary's bytes along it, so they may run over the ends of literals,
+    as the tokens of training do. After `room` tokens nothing is opened any more, so that an answer comes to its end;
+    so it does at a letter that the vocabulary can't write. It takes 0.2 ms a token and answer.
     """
 
     def __init__(self, chat, asked, width, room, format):
         self.width, self.room, self.ends, self.opening = width, room, sorted(chat.ends()), True
         self.bytes, self.trie = vocabulary(chat.tokenizer)
-        self.arcs = [(inline_arcs if format == "inline" else iob_arcs)(record, types) for record, types in asked]
+        self.arcs = [answer_graph(record, types, format) for record, types in asked]
         first = [arcs(None, True) for arcs in self.arcs]
         self.states = [([*pairs, *((b" " + literal, node) for literal, node in pairs)], end) for pairs, end in first]
 
-    def __call__(self, ids, scores):
-        import torch
-
-        allowed, answers = torch.full_like(scores, -torch.inf), ids[:, self.width :].tolist()
-        for row, tokens in enumerate(answers):
-            self.opening = len(tokens) <= self.room  # as it was when the last token was chosen
-            if tokens and tokens[-1] in self.ends:
-                self.states[row] = ([], True)
-            elif tokens:
-                for byte in self.bytes[tokens[-1]]:
-                    self.states[row] = self.step(row, self.states[row], byte)
-            self.opening = len(tokens) < self.room
-            may = self.tokens(row, self.states[row]) or self.ends  # a vocabulary that lacks a byte
-            allowed[row, may] = scores[row, may]
-        return allowed
+    def __call__(self, row, ids):
+        """The ids that may follow those of a row; called for each row after each token, as generate does."""
+        count, last = len(ids) - self.width, int(ids[-1])
+        self.opening = count <= self.room  # as it was when the last token was chosen
+        if count and last in self.ends:
+            self.states[row] = ([], True)
+        elif count:
+            for byte in self.bytes[last]:
+                self.states[row] = self.step(row, self.states[row], byte)
+        self.opening = count < self.room
+        return self.tokens(row, self.states[row]) or self.ends
 
     def step(self, row, state, byte):
         pairs, end = [], False
@@ -743,44 +723,6 @@ class Constraint:
                 found += trie[byte].get(None, ())
                 todo.append((trie[byte], self.step(row, (pairs, end), byte)))
         return found
-
-
-def inline_arcs(record, types):
-    """The graph of a text with tags; a node is (characters copied, open tags as (type, where)), None the first one.
-
-    Tags open where a token begins, and close where one ends.
-    """
-    text, offsets = record["text"], tokenize(record["text"])
-    letters = [{"&": "&amp;", "<": "&lt;"}.get(letter, letter).encode("utf-8") for letter in text]
-    starts, ends = {start for start, _ in offsets}, {end for _, end in offsets}
-
-    def arcs(node, opening):
-        at, opened = node or (0, ())
-        pairs = [(letters[at], (at + 1, opened))] if at < len(text) else []
-        if opening and at in starts and len(opened) < DEPTH:
-            pairs += [(f"<{t}>".encode(), (at, (*opened, (t, at)))) for t in types if (t, at) not in opened]
-        if opened and at in ends and opened[-1][1] < at:
-            close = (f"</{opened[-1][0]}>".encode(), (at, opened[:-1]))
-            pairs = [*pairs, close] if text[at:].strip() else [close]  # before the blanks at the end
-        return pairs, not opened and not text[at:].strip()
-
-    return arcs
-
-
-def iob_arcs(record, types):
-    """The graph of lines of token and tag; a node is (tokens written, type that may go on), None the first one."""
-    offsets = record["offsets"] if record.get("pretokenized") else tokenize(record["text"])
-    tokens = [record["text"][start:end] for start, end in offsets]
-
-    def arcs(node, opening):
-        at, before = node or (0, None)
-        if at == len(tokens):
-            return [], True
-        tags = [("O", None), *((f"B-{t}", t) for t in types if opening), *((f"I-{t}", t) for t in types if t == before)]
-        behind = "\n" if at + 1 < len(tokens) else ""
-        return [(f"{tokens[at]}\t{tag}{behind}".encode(), (at + 1, type_)) for tag, type_ in tags], False
-
-    return arcs
 
 
 @cache
@@ -820,7 +762,7 @@ def predict_file(path, model, chat, labels, stored, identity, args):
                 if name in record} for record in read_records(path, args.limit)]  # fmt: skip
     asked = [(record, *each) for record in records for each in questions(record, labels, args)]
     lines = answer(asked, model, chat, stored.get("longest_answer"), identity, f"{output}.answers.jsonl", args)
-    if place()[0]:
+    if not here().is_main_process:
         return
 
     def predictions():
@@ -856,12 +798,12 @@ def answer(asked, model, chat, longest, identity, path, args):
     ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file, tqdm(total=len(asked), unit="answer", disable=None) as bar:
-        if place()[0] == 0:
+        if here().is_main_process:
             lock(file, path)
             read_answers(path)  # takes off what a kill cut
-        wait()
+        here().wait_for_everyone()
         lines = read_answers(path)
-        wait()  # until nobody reads any more
+        here().wait_for_everyone()  # until nobody reads any more
         done = {i for i, key in enumerate(keys) if key in lines}
         for number, (ids, seconds) in generate(model, chat, prompts, asked, args, done):
             text, count, ended = chat.read(ids)
@@ -870,7 +812,7 @@ def answer(asked, model, chat, longest, identity, path, args):
                     "seconds": round(seconds, 4)}  # fmt: skip
             file.write(to_json(line).encode("utf-8") + b"\n")
             bar.update()
-        wait()
+        here().wait_for_everyone()
         lines = read_answers(path)
     return [lines[key] for key in keys]
 
@@ -910,14 +852,6 @@ def read_answers(path):
                     file.truncate(at)
             at += len(raw)
     return lines
-
-
-def wait():
-    """Until all processes are here."""
-    import torch
-
-    if place()[1] > 1:
-        torch.distributed.barrier()
 
 
 # ---------------------------------------------------------------------------- command line
@@ -1093,17 +1027,16 @@ def main(argv=None):
         deque(read_records(path, args.limit), maxlen=0)
     warnings.filterwarnings("ignore", category=FutureWarning)  # between trl, peft and transformers
     import transformers
-    from accelerate import PartialState
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    PartialState(cpu=not has_cuda())  # starts the other processes' group, where there are any
+    here()  # starts the group of processes, where there are any
     if args.train_file:
         stored = train_or_take_up(args, labels, started)
     adapter = args.adapter or (args.output_dir if args.train_file and args.lora_r else None)
     if args.train_file and not args.lora_r:
         args.model = args.output_dir
-    if args.merge_to and place()[0] == 0:
+    if args.merge_to and here().is_main_process:
         merge(args, adapter, stored)
     if args.test_file:
         model, tokenizer = load(args, adapter, quantize=args.load_in_4bit, dtype=base_dtype(training=False))
@@ -1115,10 +1048,10 @@ def main(argv=None):
 def train_or_take_up(args, labels, started):
     """Train, unless the same command has done so; return the content of run.json."""
     inputs = [*args.train_file, *args.validation_file, *filter(None, (args.labels_file, args.instruction_file))]
-    asked = {name: getattr(args, name) for name in TRAINING} | {
+    asked = {name: value for name, value in vars(args).items() if name not in APART} | {
         "train": [sha256(path) for path in args.train_file],
         "validation": [sha256(path) for path in args.validation_file],
-        "instruction": args.instruction, "base": state_of(args.model), "processes": place()[1],
+        "instruction": args.instruction, "base": state_of(args.model), "processes": here().num_processes,
     }  # fmt: skip
     stamp = hashlib.sha256(to_json([asked, labels]).encode("utf-8")).hexdigest()
     path = Path(args.output_dir) / "run.json"
@@ -1126,14 +1059,14 @@ def train_or_take_up(args, labels, started):
         log(f"{args.output_dir}: trained before, by the same command on the same files; taken as it is")
         return json.loads(path.read_text(encoding="utf-8"))
     facts = train(args, labels, stamp)
-    if place()[0] == 0:
+    if here().is_main_process:
         (Path(args.output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says what it says
         prompt = {name: getattr(args, name) for name in PROMPT} | {
             "labels": labels, "instruction": args.instruction, "load_in_4bit": args.load_in_4bit}  # fmt: skip
         write_sidecar(args.output_dir, args, inputs, started, PACKAGES, stamp=stamp, prompt=prompt, **facts)
         shutil.rmtree(checkpoints(args), ignore_errors=True)
         log(f"  -> {args.output_dir}")
-    wait()
+    here().wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))
 
 

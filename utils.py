@@ -742,6 +742,7 @@ def _is_full_stop(text, last, match, following):
 # ---------------------------------------------------------------------------- prompts and answers
 
 FORMATS = ("json", "spans", "lines", "inline", "iob")
+DEPTH = 8  # of entities in entities, at most, in an answer_graph; NEREL-BIO has 7
 NOTHING = ("", "-", "none", "no", "n/a", "ninguno", "ninguna", "нет")  # what `lines` may say where there is nothing
 REFUSAL = re.compile(
     r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:can't|cannot|can not|won't)|as an AI|lo siento|no puedo|извините"
@@ -910,6 +911,48 @@ def _with_tags(text, entities):
 
 def _escape(text):
     return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def answer_graph(record, types, format):
+    """Return arcs(node, opening) of all answers in inline or iob that copy the text and mark `types`.
+
+    arcs(None, True) is the beginning; it gives ([(bytes that may follow, the node behind them)], whether the answer
+    may end here). Without `opening` no mention begins any more. For decoding that can write nothing else.
+    """
+    return _inline_graph(record["text"], types) if format == "inline" else _iob_graph(record, types)
+
+
+def _inline_graph(text, types):
+    """A node is (characters copied, open tags as (type, where)); tags open where a token begins, close at an end."""
+    offsets, letters = tokenize(text), [_escape(letter).encode("utf-8") for letter in text]
+    starts, ends = {start for start, _ in offsets}, {end for _, end in offsets}
+
+    def arcs(node, opening):
+        at, opened = node or (0, ())
+        pairs = [(letters[at], (at + 1, opened))] if at < len(text) else []
+        if opening and at in starts and len(opened) < DEPTH:
+            pairs += [(f"<{t}>".encode(), (at, (*opened, (t, at)))) for t in types if (t, at) not in opened]
+        if opened and at in ends and opened[-1][1] < at:
+            close = (f"</{opened[-1][0]}>".encode(), (at, opened[:-1]))
+            pairs = [*pairs, close] if text[at:].strip() else [close]  # before the blanks at the end
+        return pairs, not opened and not text[at:].strip()
+
+    return arcs
+
+
+def _iob_graph(record, types):
+    """A node is (tokens written, the type that may go on)."""
+    tokens = list(filter(None, _asked(record, "iob").split("\n")))
+
+    def arcs(node, opening):
+        at, before = node or (0, None)
+        if at == len(tokens):
+            return [], True
+        tags = [("O", None), *((f"B-{t}", t) for t in types if opening), *((f"I-{t}", t) for t in types if t == before)]
+        behind = "\n" if at + 1 < len(tokens) else ""
+        return [(f"{tokens[at]}\t{tag}{behind}".encode(), (at + 1, type_)) for tag, type_ in tags], False
+
+    return arcs
 
 
 def parse_answer(answer, record, types, format, alignment="normalized", shots=()):

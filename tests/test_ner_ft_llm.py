@@ -71,7 +71,7 @@ def metaspace(words):
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
 
 
-def save_model(folder, tokenizer, layers=3):
+def save_model(folder, tokenizer, layers=3, positions=1536):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -79,7 +79,7 @@ def save_model(folder, tokenizer, layers=3):
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True, max_position_embeddings=1536,
+        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True, max_position_embeddings=positions,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -381,13 +381,8 @@ def test_the_loss_is_that_of_the_next_token(base, rare_en, cli, tmp_path):
 
 def test_pre_training_learns_decays_and_can_be_used(base, rare_en, eight, cli, tmp_path):
     out = tmp_path / "o"
-    files = (
-        "--train_file",
-        rare_en / "train.jsonl",
-        rare_en / "dev.jsonl",
-        "--validation_file",
-        rare_en / "test.jsonl",
-    )
+    files = ("--train_file", rare_en / "train.jsonl", rare_en / "dev.jsonl", "--validation_file",
+             rare_en / "test.jsonl")  # fmt: skip
     done = cli(SCRIPT, "--task", "pretrain", "--model", base, *files, "--output_dir", out, "--num_train_epochs", 3,
                "--learning_rate", "3e-3", "--max_length", 128, "--training_args", "logging_steps=1",
                "packing_strategy=wrapped")  # fmt: skip
@@ -412,12 +407,11 @@ class Fixed:
     def __init__(self, record, types, chat, format, room=10_000):
         import torch
 
-        self.torch, self.chat, self.size = torch, chat, len(chat.tokenizer)
-        self.constraint = ner_ft_llm.Constraint(chat, [(record, types)], 0, room, format)
+        self.torch, self.chat = torch, chat
+        self.constraint = ner_ft_llm.Constraint(chat, [(record, types)], 1, room, format)
 
     def allowed(self, ids):
-        scores = self.constraint(self.torch.tensor([ids], dtype=self.torch.long), self.torch.zeros(1, self.size))
-        return self.torch.isfinite(scores[0]).nonzero()[:, 0].tolist()
+        return self.constraint(0, self.torch.tensor([0, *ids]))
 
 
 @pytest.fixture(scope="session")
@@ -529,6 +523,22 @@ def test_the_settings_of_the_papers_are_one_command_each(flags, base, eight, cli
     assert str(config["r"]) == flags.split("--lora_r ")[1].split()[0]
 
 
+def test_continual_training_with_8000_tokens_of_context_is_one_command(words, rare_en, cli, tmp_path):
+    """Setting 004: what is longer than that is split, and nothing of it is lost."""
+    model = save_model(tmp_path / "long", byte_level(words, None), layers=1, positions=8192)
+    (tmp_path / "spanish.txt").write_text(" ".join(words) * 3)
+    flags = ("--task pretrain --max_length 8000 --learning_rate 2e-5 --num_train_epochs 2 --batch_size 1 --seed 3407 "
+             "--training_args gradient_accumulation_steps=6 weight_decay=0.1 adam_beta2=0.95 max_grad_norm=1.0")  # fmt: skip
+    done = cli(SCRIPT, "--model", model, "--train_file", tmp_path / "spanish.txt", rare_en / "train.jsonl",
+               "--validation_file", rare_en / "dev.jsonl", "--output_dir", tmp_path / "o", *flags.split())  # fmt: skip
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    counts = json.loads((tmp_path / "o" / "run.json").read_text())["counts"]
+    texts = [(tmp_path / "spanish.txt").read_text(), *(r["text"] for r in read_records(rare_en / "train.jsonl"))]
+    tokenizer = byte_level(words, None)
+    assert counts["tokens"] == sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts) > 8000
+    assert counts["train"] == len(texts) and (tmp_path / "o" / "model.safetensors").exists()
+
+
 # ---------------------------------------------------------------------------- wrong use
 
 
@@ -561,16 +571,8 @@ def test_no_model_that_is_read_is_replaced(base, eight, cli):
 
 
 def test_merging_empties_no_folder_of_the_users(trained, eight, short, cli, tmp_path):
-    files = (
-        "--train_file",
-        eight,
-        "--output_dir",
-        tmp_path / "a",
-        "--num_train_epochs",
-        1,
-        "--instruction_file",
-        short,
-    )
+    files = ("--train_file", eight, "--output_dir", tmp_path / "a", "--num_train_epochs", 1, "--instruction_file",
+             short)  # fmt: skip
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for target, code in (("mine", 1), ("merged", 0), ("merged", 0)):  # the second time it replaces its own
