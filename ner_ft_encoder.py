@@ -74,6 +74,7 @@ from utils import (
 )
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "numpy")
+PLAIN = {"doc_context": 0, "bidirectional": "none", "load_in_4bit": False, "last": False}  # of models of other tools
 HEADS = ("score", "classifier")  # what transformers calls the head of decoders and of encoders; never quantized
 KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized")  # fields of a record that its prediction has, too
 CHUNK = 500_000  # characters predicted at a time: enough to sort windows by length, bounds memory (200 MB)
@@ -375,7 +376,7 @@ def model_path(name):
 def load(args, labels=None):
     """Return (model, tokenizer): with a fresh head over `labels` to train, or as trained where they are None.
 
-    config.ner holds what prediction must do as training did: {"doc_context", "bidirectional", "last"}.
+    config.ner holds what prediction must do as training did.
     """
     import torch
     from safetensors import SafetensorError
@@ -393,10 +394,14 @@ def load(args, labels=None):
         known = config.id2label
         if labels:
             config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-            config.ner = {"doc_context": args.doc_context, "bidirectional": args.bidirectional, "last": False}
+            config.ner = PLAIN | {
+                name: getattr(args, name) for name in ("doc_context", "bidirectional", "load_in_4bit")
+            }
+        config.ner = getattr(config, "ner", None) or PLAIN
         config.use_cache = False
         dtype = half_precision("cuda") if has_cuda() and (adapter or args.lora_r) else torch.float32
-        if args.load_in_4bit:
+        if config.ner["load_in_4bit"]:  # the base is quantized when it is read; its own files are not
+            vars(config).pop("quantization_config", None)
             options["quantization_config"] = four_bits()
         model = AutoModelForTokenClassification.from_pretrained(path, config=config, dtype=dtype,
                                                                 ignore_mismatched_sizes=True, **options)  # fmt: skip
@@ -456,7 +461,6 @@ def attend(model, args, new):
     nothing but padding, as the mask of every position.
     """
     config = model.config
-    config.ner = getattr(config, "ner", None) or {"doc_context": 0, "bidirectional": "none", "last": False}
     top, causal = config.ner["bidirectional"], new and is_causal(model)
     if new and top != "none" and not causal:
         raise DataError(f"--bidirectional: {args.model} sees both sides already; leave it out")
