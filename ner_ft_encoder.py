@@ -53,13 +53,16 @@ from pathlib import Path
 
 from utils import (
     DataError,
+    check_predictions,
     clear_model,
     flat_entities,
     flat_tags,
     flat_view,
     fragments,
+    key_value,
     last_checkpoint,
     log,
+    prediction_path,
     read_records,
     run,
     sha256,
@@ -394,9 +397,7 @@ def load(args, labels=None):
         known = config.id2label
         if labels:
             config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-            config.ner = PLAIN | {
-                name: getattr(args, name) for name in ("doc_context", "bidirectional", "load_in_4bit")
-            }
+            config.ner = {name: getattr(args, name, plain) for name, plain in PLAIN.items()}
         config.ner = getattr(config, "ner", None) or PLAIN
         config.use_cache = False
         dtype = half_precision("cuda") if has_cuda() and (adapter or args.lora_r) else torch.float32
@@ -647,8 +648,9 @@ def f1_trainer(model, tokenizer, settings, examples, dev, args):
 
     class F1Trainer(transformers.Trainer):
         def evaluate(self, *_, **__):
-            """Score with the code that predicts; each process takes a share."""
-            share = dev[self.args.process_index :: self.args.world_size]
+            """Score with the code that predicts; each process takes a share of the documents."""
+            place = {name: i for i, name in enumerate(dict.fromkeys(record["doc_id"] for record in dev))}
+            share = [r for r in dev if place[r["doc_id"]] % self.args.world_size == self.args.process_index]
             counts = strict_counts(share, predict(self.model, tokenizer, share, args))
             counts = torch.tensor(counts, device=self.args.device)
             if self.args.world_size > 1:
@@ -701,17 +703,6 @@ def loss_and_f1(log_history):
 # ---------------------------------------------------------------------------- command line
 
 
-def key_value(text):
-    """Parse key=value; the value as JSON where it is (numbers, true, false), else as it stands."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
 def open_layers(text):
     """Parse none, all or a number of layers."""
     if text not in ("none", "all") and (not text.isdecimal() or not int(text)):
@@ -741,10 +732,7 @@ def check_args(args, parser):
     for message, holds in wrong.items():
         if holds:
             parser.error(message)
-    outputs = [os.path.realpath(output_path(args, path)) for path in args.test_file]
-    inputs = [os.path.realpath(path) for path in (args.train_file, args.validation_file, *args.test_file) if path]
-    if len({*outputs, *inputs}) < len(outputs) + len(set(inputs)):
-        parser.error("an output would replace an input, or the output of a test file of the same name; rename one")
+    check_predictions(args, (args.train_file, args.validation_file), parser)
     if args.learning_rate is None:
         args.learning_rate = 2e-4 if args.model == "minilm" or args.lora_r else 5e-5
 
@@ -805,12 +793,6 @@ def parse_args(argv=None):
     return args
 
 
-def output_path(args, test_file):
-    """Where the predictions for a test file go."""
-    stem = os.path.splitext(os.path.basename(test_file).removesuffix(".gz"))[0]
-    return args.output_file or os.path.join(args.output_dir, f"{stem}.pred.jsonl")
-
-
 def main(argv=None):
     args, started = parse_args(argv), time.time()
     # Two spinning OpenMP threads collapse (10x) when anything else runs; passive waiting costs 1.4x on an idle machine.
@@ -864,7 +846,7 @@ def train_and_save(args, records, dev, started, main_process):
 
 def predict_file(path, model, tokenizer, history, args):
     """Predict one test file into its output, streaming, with its sidecar."""
-    begun, output, found = time.time(), output_path(args, path), Counter()
+    begun, output, found = time.time(), prediction_path(args, path), Counter()
 
     def counted(predictions):
         for prediction in predictions:

@@ -51,13 +51,16 @@ from utils import (
     INSTRUCTIONS,
     DataError,
     answer_graph,
+    check_predictions,
     clear_model,
     flat_view,
     fragments,
+    key_value,
     last_checkpoint,
     lock,
     log,
     parse_answer,
+    prediction_path,
     read_labels,
     read_lines,
     read_records,
@@ -737,7 +740,7 @@ def vocabulary(tokenizer):
 
 def predict_file(path, model, chat, labels, stored, identity, args):
     """Answer a test file, going on where a killed run was, and write its predictions."""
-    begun, output, found, used = time.time(), output_path(args, path), Counter(), Counter()
+    begun, output, found, used = time.time(), prediction_path(args, path), Counter(), Counter()
     records = [{name: record[name] for name in (*KEPT[: 8 if record.get("pretokenized") else 6], "shots", "passages")
                 if name in record} for record in read_records(path, args.limit)]  # fmt: skip
     asked = [(record, *each) for record in records for each in questions(record, labels, args)]
@@ -837,17 +840,6 @@ def read_answers(path):
 # ---------------------------------------------------------------------------- command line
 
 
-def key_value(text):
-    """Parse key=value; the value as JSON where it is (numbers, true, false), else as it stands."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -941,16 +933,7 @@ def check_args(args, parser):
         )
     if args.lora_r is None:
         args.lora_r = 0 if args.task == "pretrain" and not args.load_in_4bit else 16
-    outputs = [os.path.realpath(output_path(args, path)) for path in args.test_file]
-    inputs = [os.path.realpath(path) for path in (*args.train_file, *args.validation_file, *args.test_file)]
-    if len({*outputs, *inputs}) < len(outputs) + len(set(inputs)):
-        parser.error("an output would replace an input, or the output of a test file of the same name; rename one")
-
-
-def output_path(args, test_file):
-    """Where the predictions for a test file go."""
-    stem = os.path.splitext(os.path.basename(test_file).removesuffix(".gz"))[0]
-    return args.output_file or os.path.join(args.output_dir, f"{stem}.pred.jsonl")
+    check_predictions(args, (*args.train_file, *args.validation_file), parser)
 
 
 def take_up(args):

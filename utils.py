@@ -10,6 +10,7 @@ Offsets are Unicode code points, end exclusive, everywhere. Readers stream, and 
 trailing blanks and a missing last newline; what they can't read is a DataError that names file and line.
 """
 
+import argparse
 import gzip
 import hashlib
 import io
@@ -125,6 +126,31 @@ def lock(file, path):
             raise DataError(
                 f"{path}: another run is writing to it; wait for it, or choose another --output_file"
             ) from None
+
+
+def key_value(text):
+    """Parse key=value, a type of argparse; the value as JSON where it is (numbers, true, false), else as it stands."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def prediction_path(args, test_file):
+    """Where a trainer's predictions for a test file go."""
+    stem = os.path.splitext(os.path.basename(test_file).removesuffix(".gz"))[0]
+    return args.output_file or os.path.join(args.output_dir, f"{stem}.pred.jsonl")
+
+
+def check_predictions(args, inputs, parser):
+    """Refuse, as a usage error, predictions that would replace a file that is read, or each other."""
+    outputs = [os.path.realpath(prediction_path(args, path)) for path in args.test_file]
+    inputs = {os.path.realpath(path) for path in (*inputs, *args.test_file) if path}
+    if len({*outputs, *inputs}) < len(outputs) + len(inputs):
+        parser.error("an output would replace an input, or the output of a test file of the same name; rename one")
 
 
 def last_checkpoint(folder, stamp):

@@ -606,3 +606,24 @@ def test_a_folder_of_another_tool_predicts(tiny_models, cli, tmp_path, right_con
     assert done.returncode == 0, done.stderr
     preds = list(read_records(tmp_path / "test.pred.jsonl"))
     assert len(preds) == 24 and {tag[1:] for record in preds for tag in record["tags"]} <= {"", "-A"}
+
+
+def test_semantic_types_are_learned_and_groups_reported(tiny_models, cli, corpus, tmp_path):
+    """UMLS: training on the 21 types of MedMentions, scores on the 15 groups of the same file that maps them."""
+    folder = corpus("medmentions")
+    done = cli("brat2iob.py", "--input", folder / "st21pv_sample_3docs.pubtator.txt", "--output_dir", tmp_path,
+               "--map_types", folder / "SemGroups_2018.txt")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (gold,) = tmp_path.glob("*.jsonl")
+    types = {entity["type"] for record in read_records(gold) for entity in record["entities"]}
+    assert len(types) > 8 and all(" " not in type_ and not re.fullmatch(r"T\d{3}", type_) for type_ in types)
+    fit(cli, tmp_path / "m", gold, gold, tiny_models["bert"], epochs=60)
+    shown = {}
+    for name, more in (("types", ()), ("groups", ("--map_types", f"{folder / 'SemGroups_2018.txt'}:group"))):
+        done = cli("ner_eval.py", "--gold", gold, "--pred", tmp_path / "m" / f"{gold.stem}.pred.jsonl", "--format",
+                   "json", *more)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        shown[name] = next(iter(json.loads(done.stdout)["systems"].values()))["entity"]
+    groups = set(shown["groups"]["types"])
+    assert {"DISO", "CHEM"} <= groups and len(groups) < len(shown["types"]["types"])
+    assert shown["groups"]["micro"]["f1"] >= shown["types"]["micro"]["f1"] > 0.3
