@@ -812,23 +812,31 @@ def main(argv=None):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     main_process = os.environ.get("RANK", "0") == "0"
-    if records:
-        model, tokenizer, history = train_and_save(args, records, dev, started, main_process)
+    stamp, sidecar = stamp_of(args) if records else None, Path(args.output_dir if records else args.model) / "run.json"
+    stored = json.loads(sidecar.read_text("utf-8")) if sidecar.exists() else {}
+    if records and stored.get("stamp") != stamp:
+        model, tokenizer, stored["history"] = train_and_save(args, records, dev, stamp, started, main_process)
     else:
+        if records:
+            log(f"{args.output_dir}: trained before, by the same command on the same files; taken as it is")
+            args.model = args.output_dir
         model, tokenizer = load(args)
         if not getattr(model, "is_quantized", False):
             model.to("cuda" if has_cuda() else "cpu")
-        sidecar = os.path.join(args.model, "run.json")
-        history = json.loads(Path(sidecar).read_text("utf-8")).get("history") if os.path.exists(sidecar) else None
     for path in args.test_file if main_process else ():
-        predict_file(path, model, tokenizer, history, args)
+        predict_file(path, model, tokenizer, stored.get("history"), args)
 
 
-def train_and_save(args, records, dev, started, main_process):
+def stamp_of(args):
+    """What a model is made of: the flags, and the content of the files, but where things lie."""
+    asked = {name: value for name, value in vars(args).items() if not name.endswith(("_file", "_dir"))}
+    inputs = [sha256(path) for path in (args.train_file, args.validation_file) if path]
+    return hashlib.sha256(to_json([asked, inputs]).encode("utf-8")).hexdigest()
+
+
+def train_and_save(args, records, dev, stamp, started, main_process):
     """Train, and save the model with its sidecar in OUTPUT_DIR; return (model, tokenizer, history)."""
     inputs = [path for path in (args.train_file, args.validation_file) if path]
-    asked = {name: value for name, value in vars(args).items() if not name.endswith(("_file", "_dir"))}
-    stamp = hashlib.sha256(to_json([asked, [sha256(path) for path in inputs]]).encode("utf-8")).hexdigest()
     trainer, tokenizer = train(args, records, dev, stamp)
     history = loss_and_f1(trainer.state.log_history)
     if main_process:
@@ -838,7 +846,7 @@ def train_and_save(args, records, dev, started, main_process):
         trainer.model.config.save_pretrained(args.output_dir)  # beside an adapter, too: it has labels and config.ner
         os.remove(os.path.join(args.output_dir, "training_args.bin"))  # a pickle; run.json says what it says
         counts = {"train": len(records), "validation": len(dev)}
-        write_sidecar(args.output_dir, args, inputs, started, PACKAGES, counts=counts, history=history)
+        write_sidecar(args.output_dir, args, inputs, started, PACKAGES, stamp=stamp, counts=counts, history=history)
         shutil.rmtree(checkpoints(args), ignore_errors=True)
         log(f"  -> {args.output_dir}")
     return trainer.model, tokenizer, history
