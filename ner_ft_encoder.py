@@ -13,16 +13,16 @@ checkpoint with the best strict F1 on whole development records is the one saved
     python ner_ft_encoder.py --train_file out/rare_en/train.jsonl --validation_file out/rare_en/dev.jsonl \\
         --test_file out/rare_en/test.jsonl --output_dir out/rare_en/minilm --learning_rate 5e-4 --num_train_epochs 12
     python ner_ft_encoder.py --model out/rare_en/minilm --test_file new.jsonl --output_dir out/new     # predict only
-    python ner_ft_encoder.py --model LLAMA --bidirectional all --load_in_4bit --lora_r 12 --lora_alpha 32 \\
-        --train_file out/rare_en/train.jsonl --output_dir out/rare_en/llama
+    python ner_ft_encoder.py --model meta-llama/Llama-3.2-1B --bidirectional all --load_in_4bit --lora_r 12 \\
+        --lora_alpha 32 --train_file out/rare_en/train.jsonl --output_dir out/rare_en/llama
     torchrun --nproc_per_node 2 ner_ft_encoder.py --train_file ...                                     # two processes
 
 Reads   records as JSONL or IOB (.iob .conll .bio .tsv), plain or .gz; trains on their `tags`, else on the flat view;
         models of other tools, too, with labels in IOB2, IOBES, BILOU or bare types
-Writes  OUTPUT_DIR/: the model (loads with transformers.pipeline("token-classification") where it is whole, flat, and
-        not of --bidirectional K) or adapter, run.json with its `history`; OUTPUT_DIR/STEM.pred.jsonl per test file (or
-        --output_file): records, `entities` predicted, with `score`. Killed at any time, the same command goes on from
-        the last epoch
+Writes  OUTPUT_DIR/: the model or adapter, run.json with its `history`. An encoder, or a decoder of --bidirectional
+        all, loads with transformers.pipeline("token-classification") if it is whole, flat and without --doc_context;
+        others only here. OUTPUT_DIR/STEM.pred.jsonl per test file (or --output_file): records, `entities` predicted,
+        with `score`. Killed at any time, the same command goes on from the last epoch; done, it trains no second time
 Needs   no GPU: MiniLM on 2 cores takes a minute per 5,000 sentences and epoch with bf16 units, 1.8 GB of memory;
         peft for --lora_r, bitsandbytes for --load_in_4bit
 Source  Devlin et al. 2019, section 5.3 (first sub-token labels); LS-LLaMA (Li et al. 2023: decoders without mask);
@@ -38,7 +38,6 @@ Differs labels of sub-tokens: by character offsets, one a word (tner: all, by id
 
 import argparse
 import hashlib
-import json
 import logging
 import os
 import re
@@ -48,6 +47,7 @@ import time
 import warnings
 from bisect import bisect_right
 from collections import Counter, deque
+from functools import partial
 from itertools import chain, groupby, pairwise, product, repeat
 from pathlib import Path
 
@@ -62,8 +62,10 @@ from utils import (
     key_value,
     last_checkpoint,
     log,
+    model_state,
     prediction_path,
     read_records,
+    read_sidecar,
     run,
     sha256,
     spans_to_entities,
@@ -77,7 +79,12 @@ from utils import (
 )
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "numpy")
-PLAIN = {"doc_context": 0, "bidirectional": "none", "load_in_4bit": False, "last": False}  # of models of other tools
+# what a model remembers of its training, and what models of other tools are
+SHAPE = {"max_length": 256, "doc_context": 0, "bidirectional": "none", "load_in_4bit": False, "last": False,
+         "causal": False}  # fmt: skip
+FIXED = {"output_dir", "resume_from_checkpoint", "eval_strategy", "save_strategy", "seed", "learning_rate",
+         "num_train_epochs", "per_device_train_batch_size", "load_best_model_at_end"}  # fmt: skip
+NO_TAGS = ("X", "[CLS]", "[SEP]", "[PAD]", "PAD", "<pad>")  # what some tools label sub-tokens and padding with
 HEADS = ("score", "classifier")  # what transformers calls the head of decoders and of encoders; never quantized
 KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized")  # fields of a record that its prediction has, too
 CHUNK = 500_000  # characters predicted at a time: enough to sort windows by length, bounds memory (200 MB)
@@ -85,6 +92,12 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # sub-tokens of a prediction batch;
 CLOSE = 0.25  # nats; bf16 moved the gap of two labels by 0.16 at most (MiniLM, NCBI-disease test), 4 % are closer
 
 # ---------------------------------------------------------------------------- data: words and windows
+
+
+def say(fact):
+    """Log a fact once, however many processes know it."""
+    if os.environ.get("RANK", "0") == "0":
+        log(fact)
 
 
 def words(record):
@@ -109,20 +122,26 @@ def in_context(records, count):
     if not count:
         yield from ((record, record["text"], 0) for record in records)
         return
-    for _, group in groupby(records, key=lambda record: record["doc_id"]):
+    seen = set()
+    for name, group in groupby(records, key=lambda record: record["doc_id"]):
         units = list(group)
+        if name in seen or any(a["start"] > b["start"] for a, b in pairwise(units)):
+            raise DataError(f"document {name!r}: its records do not follow each other in the order of its text, as "
+                            "--doc_context needs it; sort the file")  # fmt: skip
+        seen.add(name)
         texts = [unit["text"] + " " * (not unit["text"][-1:].isspace()) for unit in units]
         for i, unit in enumerate(units):
             before = "".join(texts[max(0, i - count) : i])
             yield unit, before + "".join(texts[i : i + count + 1]), len(before)
 
 
-def windows(texts, offsets, tokenizer, max_length, stride, last=False):
+def windows(texts, offsets, tokenizer, max_length, stride, last=False, causal=False):
     """Cut texts into windows of at most max_length sub-tokens that overlap by `stride`.
 
     Return [(text index, model inputs, word indices, positions)]: `positions` are those of the first sub-tokens (or the
     last ones) of the words that this window labels. Each word with a sub-token of its own is labelled in one window,
-    the one where it is most central; windows that label none are left out. Linear in the text.
+    the one where it is most central, or where the model sees but what is before it, has most before it; windows that
+    label none are left out. Linear in the text.
     """
     encoded = tokenizer(texts, truncation=True, max_length=max_length, stride=stride, return_overflowing_tokens=True,
                         return_offsets_mapping=True)  # fmt: skip
@@ -138,7 +157,7 @@ def windows(texts, offsets, tokenizer, max_length, stride, last=False):
             word = bisect_right(starts, start) - 1
             if word not in (-1, before) and start < min(end, offsets[number][word][1]):
                 before = word
-                rank = (end if last else -start, min(position, size - position), -window)
+                rank = (end if last else -start, position if causal else min(position, size - position), -window)
                 if (number, word) not in best or rank > best[number, word][0]:
                     best[number, word] = rank, window, position
     chosen = [([], []) for _ in owner]
@@ -161,18 +180,20 @@ def training_windows(records, tokenizer, config, args):
         offsets.append([(a + begin, b + begin) for a, b in spans])
         tags.append(each)
     examples, labelled = [], 0
+    if args.doc_context and len({record["doc_id"] for record in records}) == len(records):
+        say("warning: --doc_context: no document has two records; nothing is shown beside a text")
     for number, inputs, word_ids, positions in windows(units, offsets, tokenizer, args.max_length, args.stride,
-                                                       config.ner["last"]):  # fmt: skip
+                                                       config.ner["last"], config.ner["causal"]):  # fmt: skip
         labels = [[-100] * len(ids)] * len(inputs["input_ids"])
         for word, position in zip(word_ids, positions, strict=True):
             labels[position] = [known[head[word]] for known, head in zip(ids, tags[number], strict=True)]
         examples.append(inputs | {"labels": labels})
         labelled += len(word_ids)
     if labelled < (total := sum(map(len, offsets))):
-        log(f"{total - labelled:,} of {total:,} training tokens have no sub-token of their own; they follow the last")
+        say(f"{total - labelled:,} of {total:,} training tokens have no sub-token of their own; they follow the last")
     if learned < (gold := sum(len(record["entities"]) for record in records)):
         more = "" if types else "; --nested per_type keeps those in one of another type"
-        log(f"{gold - learned:,} of {gold:,} training entities are nested, crossing or discontinuous, or of no whole "
+        say(f"{gold - learned:,} of {gold:,} training entities are nested, crossing or discontinuous, or of no whole "
             f"tokens, and not learned{more}")  # fmt: skip
     return examples
 
@@ -251,7 +272,8 @@ def score_words(model, tokenizer, texts, offsets, args):
     size = sum(len(tags) for tags, _ in layout)
     scores = [np.full((len(spans), size), np.nan, dtype=np.float32) for spans in offsets]
     model.eval()
-    done = todo = windows(texts, offsets, tokenizer, args.max_length, args.stride, model.config.ner["last"])
+    shape = model.config.ner
+    done = todo = windows(texts, offsets, tokenizer, args.max_length, args.stride, shape["last"], shape["causal"])
     if half := half_precision(model.device.type):
         todo = forward(model, tokenizer, todo, scores, half)
     if not half or model.dtype == torch.float32:
@@ -379,50 +401,73 @@ def model_path(name):
 def load(args, labels=None):
     """Return (model, tokenizer): with a fresh head over `labels` to train, or as trained where they are None.
 
-    config.ner holds what prediction must do as training did.
+    config.ner holds what prediction must do as training did, SHAPE; --max_length and --stride follow it.
     """
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
     path, options = model_path(args.model), {"trust_remote_code": args.trust_remote_code}
-    adapter = path if os.path.exists(os.path.join(path, "adapter_config.json")) else None
+    base = base_of(path)
     try:
-        if adapter:  # the base by its own name, with the configuration that was saved beside the adapter
-            path = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-        tokenizer = AutoTokenizer.from_pretrained(adapter or path, **options)
-        config = AutoConfig.from_pretrained(adapter or path, **options)
-        if adapter and labels:
+        if base and labels:
             raise ValueError("an adapter is not trained further; give its base")
+        config = AutoConfig.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         known = config.id2label
-        if labels:
-            config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-            config.ner = {name: getattr(args, name, plain) for name, plain in PLAIN.items()}
-        config.ner = getattr(config, "ner", None) or PLAIN
-        config.use_cache = False
-        dtype = half_precision("cuda") if has_cuda() and (adapter or args.lora_r) else torch.float32
+        shape(config, labels, args)
+        check_length(args, config, tokenizer)
         if config.ner["load_in_4bit"]:  # the base is quantized when it is read; its own files are not
             vars(config).pop("quantization_config", None)
             options["quantization_config"] = four_bits()
-        model = AutoModelForTokenClassification.from_pretrained(path, config=config, dtype=dtype,
-                                                                ignore_mismatched_sizes=True, **options)  # fmt: skip
+        model, found = AutoModelForTokenClassification.from_pretrained(
+            model_path(base or path), config=config, dtype=base_type(half=base or args.lora_r),
+            ignore_mismatched_sizes=True, output_loading_info=True, **options)  # fmt: skip
+        if not labels and not base and (lost := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])})):
+            raise DataError(f"{args.model}: has no trained head ({lost[0]} is missing); train it with --train_file")
         attend(model, args, new=labels is not None)
-        if adapter:
+        if base:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{args.model}: can't be loaded: {reason} (a folder, or a hub id that is in the local cache or "
-                        "can be reached)") from None  # fmt: skip
-    check_length(args, model.config, tokenizer)
+            model = PeftModel.from_pretrained(model, path)
+    except DataError:
+        raise
+    except Exception as error:  # a folder of anything raises anything
+        what = f"{args.model}, an adapter of {base} (adapter_config.json says where that is)" if base else args.model
+        raise DataError(f"{what}: can't be loaded: {' '.join(str(error).split())[:200]} (a folder, or a hub id that is "
+                        "in the local cache or can be reached)") from None  # fmt: skip
     if labels and known != config.id2label:  # a head of the same size would be taken for ours
         for module in (getattr(model, name, None) for name in HEADS):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     tokenizer.padding_side = "right"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
     return model, tokenizer
+
+
+def base_of(path):
+    """The base model of an adapter's folder, None of any other model."""
+    stored = read_sidecar(os.path.join(path, "adapter_config.json"))
+    return stored.get("base_model_name_or_path")
+
+
+def base_type(half):
+    """The type of the weights: the GPU's half precision where an adapter is trained on them, else float32."""
+    import torch
+
+    return half_precision("cuda") if half and has_cuda() else torch.float32
+
+
+def shape(config, labels, args):
+    """Give a configuration its labels and config.ner: those of the arguments in training, else what it remembers."""
+    stored = getattr(config, "ner", None)
+    config.ner = SHAPE | (stored if isinstance(stored, dict) else {})
+    if args.max_length is None:
+        args.max_length = SHAPE["max_length"] if labels else config.ner["max_length"]
+    if args.stride is None:
+        args.stride = args.max_length // 4
+    if labels:
+        config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+        config.ner = {name: getattr(args, name, plain) for name, plain in SHAPE.items()}
+    config.use_cache = False
 
 
 def four_bits():
@@ -447,9 +492,12 @@ def check_length(args, config, tokenizer):
     if "roberta" in config.model_type or config.model_type == "camembert":
         positions -= 2  # theirs start after the padding index
     limit = min(tokenizer.model_max_length, positions)
+    limit -= limit % 8  # windows are padded to multiples of 8
     if args.max_length > limit:
         raise DataError(f"--max_length {args.max_length}: {args.model} reads {limit} sub-tokens at most; long texts go "
                         "through several windows")  # fmt: skip
+    if not 0 <= args.stride < args.max_length - 8:
+        raise DataError(f"--stride {args.stride}: must be at least 8 less than --max_length {args.max_length}")
     if type(config.ner["bidirectional"]) is int and args.max_length > (getattr(config, "sliding_window", 0) or limit):
         raise DataError(f"--max_length {args.max_length}: with --bidirectional K at most {config.sliding_window}, the "
                         "model's attention window")  # fmt: skip
@@ -468,14 +516,14 @@ def attend(model, args, new):
     if top == "all":
         config.is_causal = False
     elif top != "none":
-        layers = getattr(model.base_model, "layers", ())
+        layers = [each for each in getattr(model.base_model, "layers", ()) if hasattr(each, "self_attn")]
         if not 0 < top <= len(layers):
             raise DataError(f"--bidirectional {top}: {args.model} has {len(layers)} layers that can be opened")
         for layer in layers[-top:]:
             layer.self_attn.is_causal = False  # where nothing is padded there is no mask
             layer.register_forward_pre_hook(last_row_for_all, with_kwargs=True)
     if new:
-        config.ner["last"] = causal and top != "all"
+        config.ner |= {"last": causal and top != "all", "causal": causal and top == "none"}
         if top != "none" and is_causal(model):
             raise DataError(f"--bidirectional {top}: the attention of {args.model} can't be opened; leave it out")
 
@@ -503,21 +551,27 @@ def heads(config):
     """Return [(IOB2 tags, columns)] for each head: columns[i] are the model's labels that tag i sums up.
 
     A model of --nested per_type has a head for each type, with labels O-X, B-X, I-X. In models of other tools E-X or
-    L-X counts as I-X, S-X or U-X as B-X, and a bare X, or I-X without B-X, as whichever is legal. DataError where
-    labels are none of these, as in a model that was never trained for NER.
+    L-X counts as I-X, S-X or U-X as B-X, and a bare X, or I-X without B-X, as whichever is legal; a bare B or I is of
+    the type `_`. DataError where labels are none of these, as in a model that was never trained for NER.
     """
     names = [config.id2label[i] for i in range(config.num_labels)]
     if names[0].startswith("O-"):
         return [(["O", *names[i + 1 : i + 3]], [[i], [i + 1], [i + 2]]) for i in range(0, len(names), 3)]
-    columns, whole = {}, {name[2:] for name in names if name[:2] in ("B-", "S-", "U-")}
-    for i, name in enumerate(names):
-        prefix, type_ = (name[0], name[2:]) if re.match("[BIESLU]-.", name) else ("", name)
-        tags = {"B": "B", "S": "B", "U": "B", "": "IB"}.get(prefix, "I" if type_ in whole else "IB")
-        for tag in [name] if name == "O" else [f"{each}-{type_}" for each in tags]:  # I first: it wins a tie
-            columns.setdefault(tag, []).append(i)
-    if "O" not in columns or any(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        raise DataError(f"{config.name_or_path}: its labels are no tags of entities ({', '.join(names[:3])} …); "
-                        "train it first with --train_file")  # fmt: skip
+    tagged = [bool(re.match("O$|[BIESLU](-.|$)", name)) for name in names]
+    scheme = sum(tagged) > 1 and all(is_tag or name in NO_TAGS for is_tag, name in zip(tagged, names, strict=True))
+    odd = [name for name in names if not scheme and re.search(r"(?i)^LABEL_|^[biesl]_|[-_][bi]$|^\[|^[biesl]$", name)]
+    if "O" not in names or odd:
+        raise DataError(f"{config.name_or_path}: its labels are no tags of entities ({', '.join(odd or names[:3])} …), "
+                        "as O, B-X, I-X or types would be; train it first with --train_file")  # fmt: skip
+    read = [("O", None) if name == "O" else split_tag(name) if scheme and is_tag else ("", name)
+            for name, is_tag in zip(names, tagged, strict=True)]  # fmt: skip
+    columns, begun = {}, {type_ for prefix, type_ in read if prefix in ("B", "S", "U")}
+    for i, (prefix, type_) in enumerate(read):
+        if scheme and not prefix:
+            continue  # a label of padding
+        tags = "O" if prefix == "O" else "B" if prefix in ("B", "S", "U") else "I" if type_ in begun else "IB"
+        for tag in tags:  # I before B: it wins a tie
+            columns.setdefault("O" if tag == "O" else f"{tag}-{type_}", []).append(i)
     return [(list(columns), list(columns.values()))]
 
 
@@ -550,10 +604,10 @@ def warn_unseen(path, records, tags):
         yield record
     if unseen:
         names = ", ".join(sorted(unseen))
-        log(f"warning: {path}: {unseen.total():,} entities of types never seen in training: {names}")
+        say(f"warning: {path}: {unseen.total():,} entities of types that the model does not predict: {names}")
 
 
-def training_arguments(args, steps):
+def training_arguments(args):
     """transformers' TrainingArguments; --training_args come last and win."""
     from transformers import TrainingArguments
 
@@ -561,7 +615,7 @@ def training_arguments(args, steps):
     settings = {
         "output_dir": checkpoints(args), "seed": args.seed,
         "learning_rate": args.learning_rate, "num_train_epochs": args.num_train_epochs,
-        "per_device_train_batch_size": args.batch_size, "logging_steps": max(1, steps // 50),
+        "per_device_train_batch_size": args.batch_size, "logging_steps": 0.02,
         "warmup_steps": 0.1, "weight_decay": 0.01, "train_sampling_strategy": "group_by_length",
         "bf16": has_bf16(), "fp16": cuda and not has_bf16(), "use_cpu": not cuda, "dataloader_pin_memory": cuda,
         "eval_strategy": "epoch" if args.validation_file else "no", "save_strategy": "epoch", "save_total_limit": 1,
@@ -570,10 +624,12 @@ def training_arguments(args, steps):
         "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
     }  # fmt: skip
     try:
-        if args.validation_file and ("eval_strategy", "no") in args.training_args:
-            raise ValueError("eval_strategy=no: the checkpoint is chosen by evaluation; leave out --validation_file")
-        return TrainingArguments(**settings | dict(args.training_args))
-    except (TypeError, ValueError) as error:
+        if own := FIXED & {key for key, _ in args.training_args}:
+            raise ValueError(f"{min(own)}: has a flag of its own, or is this script's business")
+        made = TrainingArguments(**settings | dict(args.training_args))
+        made._n_gpu = min(1, made.n_gpu)  # several GPUs are for torchrun, not for DataParallel
+        return made
+    except Exception as error:  # wrong kinds of values fail where they are first used
         log(f"error: --training_args: {' '.join(str(error).split())}")
         raise SystemExit(2) from None
 
@@ -588,12 +644,14 @@ def train(args, records, dev, stamp):
     labels = labels_to_learn(records, args.nested)
     if len(labels) < 2:
         raise DataError(f"{args.train_file}: no entity in it; nothing to learn")
+    settings = training_arguments(args)  # first: it gives each process its GPU
     dev = list(warn_unseen(args.validation_file, dev, labels))
     model, tokenizer = load(args, labels)
     examples = training_windows(records, tokenizer, model.config, args)
-    settings = training_arguments(args, int(len(examples) / args.batch_size * args.num_train_epochs))
-    say = log if settings.process_index == 0 else lambda *_: None
-    trainer = f1_trainer(adapted(model, args), tokenizer, settings, examples, dev, args)
+    try:
+        trainer = f1_trainer(adapted(model, args), tokenizer, settings, examples, dev, args)
+    except Exception as error:  # an impossible combination of settings
+        raise DataError(f"{args.model}: can't be trained so: {' '.join(str(error).split())[:200]}") from None
     weights = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
     say(f"training {sum(weights):,} weights on {len(records):,} records in {len(examples):,} windows, "
         f"{len({label[2:] for label in labels} - {''})} types, "
@@ -623,12 +681,20 @@ def adapted(model, args):
     from peft import LoraConfig, get_peft_model
 
     model.enable_input_require_grads()  # for gradient_checkpointing
-    return get_peft_model(model, LoraConfig(
+    model = get_peft_model(model, LoraConfig(
         task_type="TOKEN_CLS", r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r, lora_dropout=0.1,
         target_modules="all-linear", exclude_modules=list(HEADS)))  # fmt: skip
+    for weights in model.parameters():
+        weights.data = weights.data.float() if weights.requires_grad else weights.data  # the head is the base's half
+    model.create_or_update_model_card = lambda *_: None  # a README.md in OUTPUT_DIR is the user's
+    if os.path.isdir(args.model):  # found from wherever the adapter is used; the packaged model by its name
+        model.peft_config["default"].base_model_name_or_path = os.path.abspath(args.model)
+    elif args.model == "minilm":
+        model.peft_config["default"].base_model_name_or_path = "minilm"
+    return model
 
 
-def loss_of(outputs, labels, num_items_in_batch=None):
+def loss_of(outputs, labels, num_items_in_batch=None, smoothing=0.0):
     """Cross-entropy of a word's tags, summed over heads, a mean over the words of all processes and accumulated steps.
 
     labels: (windows, sub-tokens, heads), -100 where there is none.
@@ -637,8 +703,8 @@ def loss_of(outputs, labels, num_items_in_batch=None):
 
     count = labels.shape[-1]
     scores = outputs.logits.float().reshape(-1, outputs.logits.shape[-1] // count)
-    total = torch.nn.functional.cross_entropy(scores, labels.reshape(-1), reduction="sum")
-    return total / ((num_items_in_batch or labels.ne(-100).sum()) / count)
+    total = torch.nn.functional.cross_entropy(scores, labels.reshape(-1), reduction="sum", label_smoothing=smoothing)
+    return total * count / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def f1_trainer(model, tokenizer, settings, examples, dev, args):
@@ -682,7 +748,7 @@ def f1_trainer(model, tokenizer, settings, examples, dev, args):
     callbacks = [Patience(args.early_stopping_patience)] if settings.load_best_model_at_end else []
     trainer = F1Trainer(model=model, args=settings, train_dataset=examples, eval_dataset=dev or None,
                         processing_class=tokenizer, data_collator=collator, callbacks=callbacks,
-                        compute_loss_func=loss_of)  # fmt: skip
+                        compute_loss_func=partial(loss_of, smoothing=settings.label_smoothing_factor))  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     if not settings.disable_tqdm:
         trainer.remove_callback(transformers.ProgressCallback)
@@ -718,13 +784,20 @@ def check_args(args, parser):
         "give --train_file, --test_file or both": not args.train_file and not args.test_file,
         "--output_file takes one --test_file; without it each goes to OUTPUT_DIR/STEM.pred.jsonl":
             args.output_file and len(args.test_file) != 1,
-        "--stride must be at least 8 less than --max_length": not 0 <= args.stride < args.max_length - 8,
+        "--max_length: at least 16, and --stride at least 8 less": not (args.max_length or 16) >= 16
+            or not 0 <= (args.stride or 0) < (args.max_length or sys.maxsize) - 8,
         "--limit must be at least 1": args.limit is not None and args.limit < 1,
         "--validation_file chooses a checkpoint: give --train_file, or name it as --test_file":
             args.validation_file and not args.train_file,
         "--seed, --doc_context and --lora_r must not be negative": min(args.seed, args.doc_context, args.lora_r) < 0,
-        "--batch_size, --num_train_epochs and --lora_alpha must be positive":
-            args.batch_size < 1 or args.num_train_epochs <= 0 or (args.lora_alpha or 1) <= 0,
+        "--batch_size, --early_stopping_patience: at least 1": min(args.batch_size, args.early_stopping_patience) < 1,
+        "--num_train_epochs, --learning_rate, --lora_alpha: more than 0":
+            any(not 0 < each < 1e6 for each in (args.num_train_epochs, args.learning_rate or 1, args.lora_alpha or 1))
+            or 0 in (args.learning_rate, args.lora_alpha),
+        "--seed: less than 2 ** 32": args.seed >= 2**32,
+        "--lora_alpha scales an adapter: give --lora_r": args.lora_alpha is not None and not args.lora_r,
+        "--output_dir would replace --model, which is read; name another folder":
+            args.train_file and os.path.realpath(args.output_dir) == os.path.realpath(args.model),
         "--load_in_4bit trains an adapter: give --lora_r": args.load_in_4bit and not args.lora_r,
         f"--{given[0] if given else ''} is settled in training, and the model knows it: leave it out":
             given and not args.train_file,
@@ -751,8 +824,8 @@ def parse_args(argv=None):
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="minilm", metavar="NAME",
                        help="packaged minilm, a hub id or a folder (default: %(default)s)")  # fmt: skip
-    model.add_argument("--max_length", type=int, default=256, help="sub-tokens of a window (default: %(default)s)")
-    model.add_argument("--stride", type=int, default=64, help="sub-tokens that windows share (default: %(default)s)")
+    model.add_argument("--max_length", type=int, help="sub-tokens of a window (default: as trained, else 256)")
+    model.add_argument("--stride", type=int, help="sub-tokens that windows share (default: a quarter of --max_length)")
     add = model.add_argument
     add(
         "--nested",
@@ -802,7 +875,7 @@ def main(argv=None):
     dev = list(read_records(args.validation_file, args.limit)) if args.train_file and args.validation_file else []
     for path in args.test_file:  # an error in them is worth knowing before the training
         deque(read_records(path, args.limit), maxlen=0)
-    if os.path.isdir(model_path(args.model)):
+    if os.path.isdir(model_path(base_of(args.model) or args.model)):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it is loaded unasked, and warns of a missing kernel
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry; the error comes as one line
@@ -813,7 +886,7 @@ def main(argv=None):
     transformers.logging.disable_progress_bar()
     main_process = os.environ.get("RANK", "0") == "0"
     stamp, sidecar = stamp_of(args) if records else None, Path(args.output_dir if records else args.model) / "run.json"
-    stored = json.loads(sidecar.read_text("utf-8")) if sidecar.exists() else {}
+    stored = read_sidecar(sidecar)
     if records and stored.get("stamp") != stamp:
         model, tokenizer, stored["history"] = train_and_save(args, records, dev, stamp, started, main_process)
     else:
@@ -831,6 +904,7 @@ def stamp_of(args):
     """What a model is made of: the flags, and the content of the files, but where things lie."""
     asked = {name: value for name, value in vars(args).items() if not name.endswith(("_file", "_dir"))}
     inputs = [sha256(path) for path in (args.train_file, args.validation_file) if path]
+    inputs += [model_state(model_path(args.model)), os.environ.get("WORLD_SIZE", "1")]
     return hashlib.sha256(to_json([asked, inputs]).encode("utf-8")).hexdigest()
 
 
@@ -846,7 +920,8 @@ def train_and_save(args, records, dev, stamp, started, main_process):
         trainer.model.config.save_pretrained(args.output_dir)  # beside an adapter, too: it has labels and config.ner
         os.remove(os.path.join(args.output_dir, "training_args.bin"))  # a pickle; run.json says what it says
         counts = {"train": len(records), "validation": len(dev)}
-        write_sidecar(args.output_dir, args, inputs, started, PACKAGES, stamp=stamp, counts=counts, history=history)
+        write_sidecar(args.output_dir, args, inputs, started, PACKAGES, stamp=stamp, counts=counts, history=history,
+                      revision=getattr(trainer.model.config, "_commit_hash", None))  # fmt: skip
         shutil.rmtree(checkpoints(args), ignore_errors=True)
         log(f"  -> {args.output_dir}")
     return trainer.model, tokenizer, history

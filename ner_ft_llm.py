@@ -28,7 +28,6 @@ Differs loss: answer and end of turn (tner, Obeidat: prompt and padding, too); c
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import logging
@@ -59,11 +58,13 @@ from utils import (
     last_checkpoint,
     lock,
     log,
+    model_state,
     parse_answer,
     prediction_path,
     read_labels,
     read_lines,
     read_records,
+    read_sidecar,
     render_answer,
     render_messages,
     run,
@@ -350,7 +351,9 @@ def training_arguments(args, steps):
         for key, value in args.training_args:
             if isinstance(getattr(plain, key, None), (int, float)) and not isinstance(value, (int, float)):
                 raise ValueError(f"{key}={value}: a number, true or false is wanted")
-        return SFTConfig(**settings | dict(args.training_args))
+        made = SFTConfig(**settings | dict(args.training_args))
+        made._n_gpu = min(1, made.n_gpu)  # several GPUs are for torchrun, not for DataParallel
+        return made
     except Exception as error:  # wrong kinds of values fail where they are first used
         log(f"error: --training_args: {str(error).splitlines()[0]}")
         raise SystemExit(2) from None
@@ -457,6 +460,7 @@ def save(trainer, chat, args):
     here().wait_for_everyone()
     trainer.model.generation_config.eos_token_id = sorted(chat.ends())
     trainer.model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
+    trainer.model.create_or_update_model_card = lambda *_: None  # a README.md in OUTPUT_DIR is the user's
     trainer.save_model(args.output_dir)
 
 
@@ -938,9 +942,7 @@ def check_args(args, parser):
 
 def take_up(args):
     """Complete the arguments by what run.json says of the model or adapter; return what it says."""
-    path, stored = Path(args.adapter or args.model) / "run.json", {}
-    with contextlib.suppress(OSError, ValueError):
-        stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_sidecar(Path(args.adapter or args.model) / "run.json")
     before = stored.get("prompt", {}) if not args.train_file else {}
     for name, default in {"format": "json", "language": "en", "one_type_per_prompt": False, "all_types": False,
                           "load_in_4bit": False}.items():  # fmt: skip
@@ -961,15 +963,6 @@ def take_up(args):
                 f"--adapter {args.adapter}: holds no adapter_config.json; give the folder of an adapter"
             ) from None
     return stored if not args.train_file else {}
-
-
-def state_of(folder):
-    """What a model is, to keep the answers of two apart: the names, sizes and times of its files."""
-    files = sorted(Path(folder).glob("*")) if folder and os.path.isdir(folder) else []
-    return [
-        str(folder),
-        *(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files if p.suffix == ".safetensors"),
-    ]
 
 
 def main(argv=None):
@@ -1003,7 +996,7 @@ def main(argv=None):
         merge(args, adapter, stored)
     if args.test_file:
         model, tokenizer = load(args, adapter, quantize=args.load_in_4bit, dtype=base_dtype(training=False))
-        identity = [state_of(args.model), state_of(adapter), args.load_in_4bit]
+        identity = [model_state(args.model), model_state(adapter), args.load_in_4bit]
         for path in args.test_file:
             predict_file(path, model, Chat(tokenizer, model), labels, stored, identity, args)
 
@@ -1014,13 +1007,13 @@ def train_or_take_up(args, labels, started):
     asked = {name: value for name, value in vars(args).items() if name not in APART} | {
         "train": [sha256(path) for path in args.train_file],
         "validation": [sha256(path) for path in args.validation_file],
-        "instruction": args.instruction, "base": state_of(args.model), "processes": here().num_processes,
+        "instruction": args.instruction, "base": model_state(args.model), "processes": here().num_processes,
     }  # fmt: skip
     stamp = hashlib.sha256(to_json([asked, labels]).encode("utf-8")).hexdigest()
     path = Path(args.output_dir) / "run.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("stamp") == stamp:
-        log(f"{args.output_dir}: trained before, by the same command on the same files; taken as it is")
-        return json.loads(path.read_text(encoding="utf-8"))
+    if (stored := read_sidecar(path)).get("stamp") == stamp:
+        say(f"{args.output_dir}: trained before, by the same command on the same files; taken as it is")
+        return stored
     facts = train(args, labels, stamp)
     if here().is_main_process:
         (Path(args.output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says what it says
@@ -1030,7 +1023,7 @@ def train_or_take_up(args, labels, started):
         shutil.rmtree(checkpoints(args), ignore_errors=True)
         log(f"  -> {args.output_dir}")
     here().wait_for_everyone()
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_sidecar(path)
 
 
 def is_ours(folder):

@@ -161,6 +161,7 @@ def last_checkpoint(folder, stamp):
     folder, whole = Path(folder), {}
     mark = folder / "stamp"
     if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp):
+        log(f"{folder}: checkpoints of another command; removed")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(stamp)
@@ -175,10 +176,26 @@ def last_checkpoint(folder, stamp):
     return str(whole[max(whole)]) if whole else None
 
 
+def model_state(folder):
+    """What a model is, to tell two apart: the names, sizes and times of its files."""
+    files = sorted(Path(folder).glob("*")) if folder and os.path.isdir(folder) else []
+    state = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files if p.suffix == ".safetensors"]
+    return [str(folder), *state]
+
+
+def read_sidecar(path):
+    """What a run.json says; nothing where there is none, or another's."""
+    with suppress(OSError, ValueError):
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        return stored if isinstance(stored, dict) else {}
+    return {}
+
+
 def clear_model(folder):
     """Remove the model that an earlier training left in a folder: parts of it would be taken for the next one's."""
     if (Path(folder) / "run.json").exists():  # it goes last: killed here, the next run cleans, too
-        for pattern in ("adapter_*", "config.json", "generation_config.json", "model*.safetensors*", "run.json"):
+        for pattern in ("adapter_*", "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*",
+                        "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "run.json"):  # fmt: skip
             for path in Path(folder).glob(pattern):
                 path.unlink()
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ner_ft_encoder as script
-from utils import read_records, tokenize, write_jsonl
+from utils import DataError, read_records, tokenize, write_jsonl
 
 TAGS = ["O", "B-A", "I-A", "B-B", "I-B"]
 
@@ -272,7 +272,7 @@ def bad_inputs(tmp_path):
             ["--test_file", good, "--model", "nobody/no-such-model"],
             "nobody/no-such-model: can't be loaded",
         ),
-        "not for NER": (["--test_file", good], "its labels are no tags of entities"),
+        "not for NER": (["--test_file", good], "minilm: has no trained head"),
         "too long": (["--train_file", good, "--max_length", 2000], "--max_length 2000: "),
     }
 
@@ -295,7 +295,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli, tmp_path, name):
         [],
         ["--train", "x"],
         ["--test_file", "a", "b", "--output_file", "c"],
-        ["--test_file", "a", "--stride", 300],
+        ["--test_file", "a", "--max_length", 256, "--stride", 300],
+        ["--train_file", "a", "--learning_rate", -1],
+        ["--train_file", "a", "--seed", 2**32],
+        ["--train_file", "a", "--num_train_epochs", "inf"],
+        ["--train_file", "a", "--lora_alpha", 7],
+        ["--train_file", "a", "--load_in_4bit"],
+        ["--train_file", "a", "--bidirectional", "some"],
+        ["--train_file", "a", "--early_stopping_patience", 0],
+        ["--test_file", "a", "--nested", "per_type"],
+        ["--test_file", "a", "--doc_context", 1],
         ["--test_file", "a", "--limit", 0],
         ["--test_file", "a", "--training_args", "noequals"],
         ["--test_file", "a/test.jsonl", "b/test.jsonl"],
@@ -357,7 +366,7 @@ def test_types_never_seen_in_training_are_a_warning_with_their_count(trained, cl
     write_jsonl(tmp_path / "t.jsonl", [{"id": "1", "text": "fever now", "entities": [entity]}])
     done = cli("ner_ft_encoder.py", "--model", trained[0] / "model", "--test_file", tmp_path / "t.jsonl",
                "--output_dir", tmp_path, "--max_length", 64, "--stride", 16)  # fmt: skip
-    assert done.returncode == 0 and "1 entities of types never seen in training: NEVER" in done.stderr
+    assert done.returncode == 0 and "1 entities of types that the model does not predict: NEVER" in done.stderr
 
 
 # ---------------------------------------------------------------------------- decoders, heads, context, adapters
@@ -507,11 +516,15 @@ def test_neighbours_of_the_document_are_seen_as_context(tiny_models, cli, tmp_pa
 
 
 def test_context_is_of_the_same_document_and_moves_no_offset():
-    records = [{"doc_id": d, "text": t} for d, t in (("a", "One. "), ("a", "Two."), ("b", "Three"), ("b", "Four"))]
+    texts = [("a", "One. ", 0), ("a", "Two.", 5), ("b", "Three", 0), ("b", "Four", 6)]
+    records = [{"doc_id": doc, "text": text, "start": start} for doc, text, start in texts]
     assert [(text, begin) for _, text, begin in script.in_context(records, 1)] == [
         ("One. Two. ", 0), ("One. Two. ", 5), ("Three Four ", 0), ("Three Four ", 6)]  # fmt: skip
     assert all(text[begin:].startswith(r["text"]) for r, text, begin in script.in_context(records, 3))
     assert [text for _, text, _ in script.in_context(records, 0)] == [r["text"] for r in records]
+    for order in ([1, 0, 2, 3], [0, 2, 1, 3]):
+        with pytest.raises(DataError, match="sort the file"):
+            list(script.in_context([records[i] for i in order], 1))
 
 
 @pytest.mark.parametrize("more", [(), ("--load_in_4bit",)], ids=["lora", "qlora"])
@@ -578,8 +591,9 @@ def test_two_processes_or_two_steps_train_as_one_does(right_context, tiny_models
 
 @pytest.mark.parametrize("labels, said", [
     ("O B-A E-A I-A S-A S-B B-B I-B E-B", "O B-A E-A O S-B"), ("O B-A L-A I-A U-A B-B I-B", "O B-A L-A O B-B"),
-    ("A O B", "O A A O B"), ("O I-A I-B", "O I-A I-A O I-B"), ("I-B O B-A I-A B-B", "O B-A I-A O B-B"),
-], ids=["iobes", "bilou", "types", "io", "iob2"])  # fmt: skip
+    ("DIS O SITE", "O DIS DIS O SITE"), ("B I O X [CLS]", "O B I O B"), ("B-A I-A O X B-B I-B", "O B-A I-A O B-B"),
+    ("O I-A I-B", "O I-A I-A O I-B"), ("I-B O B-A I-A B-B", "O B-A I-A O B-B"),
+], ids=["iobes", "bilou", "types", "bare", "biobert", "io", "iob2"])  # fmt: skip
 def test_models_of_other_tools_predict(labels, said):
     """Scores that are sure of their tags come out as the entities that the tags say."""
     import torch
@@ -592,8 +606,51 @@ def test_models_of_other_tools_predict(labels, said):
         logits[word, labels.index(tag)] = 4.0
     record = {"id": "1", "text": "an acute rash of skin"}
     found = script.decode(record, tokenize(record["text"]), script.log_probabilities(logits, layout).numpy(), layout)
-    assert [(e["text"], e["type"]) for e in found["entities"]] == [("acute rash", "A"), ("skin", "B")]
-    assert all(e["score"] > 0.99 for e in found["entities"]) and found["tags"] == ["O", "B-A", "I-A", "O", "B-B"]
+    one, two = {"DIS": ("DIS", "SITE"), "B": ("_", "_")}.get(labels[0], ("A", "B"))
+    assert [(e["text"], e["type"]) for e in found["entities"]] == [("acute rash", one), ("skin", two)]
+    assert all(e["score"] > 0.99 for e in found["entities"])
+    assert found["tags"] == ["O", f"B-{one}", f"I-{one}", "O", f"B-{two}"]
+
+
+@pytest.mark.parametrize("labels", ["LABEL_0 LABEL_1", "O B_DIS I_DIS", "O DIS-B DIS-I", "A B", "O b-dis i-dis-b"])
+def test_labels_that_could_be_misread_are_refused(labels):
+    from transformers import BertConfig
+
+    with pytest.raises(DataError, match="no tags of entities"):
+        script.heads(BertConfig(id2label=dict(enumerate(labels.split()))))
+
+
+def test_types_that_look_like_tags_are_types():
+    from transformers import BertConfig
+
+    ((tags, _),) = script.heads(BertConfig(id2label=dict(enumerate("O B-cell T-cell E-cadherin".split()))))  # noqa: SIM905
+    assert set(tags) == {"O", *(f"{tag}-{type_}" for tag in "BI" for type_ in ("B-cell", "T-cell", "E-cadherin"))}
+
+
+def test_a_model_that_is_read_is_not_replaced(tiny_models, right_context, cli):
+    done = cli("ner_ft_encoder.py", "--model", tiny_models["bert"], "--train_file", right_context[0], "--output_dir",
+               tiny_models["bert"])  # fmt: skip
+    assert done.returncode == 2 and "would replace --model" in done.stderr
+
+
+def test_label_smoothing_reaches_the_loss():
+    import torch
+
+    logits, labels = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]]]), torch.tensor([[[0], [-100]]])
+    outputs = type("Outputs", (), {"logits": logits})
+    for smoothing in (0.0, 0.5):
+        want = torch.nn.functional.cross_entropy(logits[0, :1], labels[0, :1, 0], label_smoothing=smoothing)
+        assert script.loss_of(outputs, labels, smoothing=smoothing) == pytest.approx(want.item(), abs=1e-6)
+
+
+def test_where_only_the_left_is_seen_a_word_goes_to_the_window_with_most_of_it(tiny_models):
+    tokenizer, text = load_tokenizer(tiny_models["llama"]), "fever and pain " * 40
+    offsets = [tokenize(text)]
+    for causal in (False, True):
+        made = script.windows([text], offsets, tokenizer, 40, 20, last=True, causal=causal)
+        least = min(position for _, _, _, positions in made[1:] for position in positions)
+        assert least >= (20 if causal else 9) and least < (22 if causal else 13)
+        assert sum(len(words) for _, _, words, _ in made) == len(offsets[0])
 
 
 def test_a_folder_of_another_tool_predicts(tiny_models, cli, tmp_path, right_context):
