@@ -814,53 +814,38 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--train_file", metavar="FILE", help="records to learn from; without it: predict only")
-    data.add_argument("--validation_file", metavar="FILE", help="chooses the checkpoint and the moment to stop")
-    data.add_argument("--test_file", nargs="+", default=[], metavar="FILE", help="records to predict")
-    data.add_argument("--output_dir", required=True, metavar="DIR", help="the model and STEM.pred.jsonl go here")
-    data.add_argument("--output_file", metavar="FILE", help="the predictions instead, for one test file")
-    data.add_argument("--limit", type=int, metavar="N", help="only the first N records of each file")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default="minilm", metavar="NAME",
-                       help="packaged minilm, a hub id or a folder (default: %(default)s)")  # fmt: skip
-    model.add_argument("--max_length", type=int, help="sub-tokens of a window (default: as trained, else 256)")
-    model.add_argument("--stride", type=int, help="sub-tokens that windows share (default: a quarter of --max_length)")
-    add = model.add_argument
+    add = parser.add_argument_group("data").add_argument
+    add("--train_file", metavar="FILE", help="records to learn from; without it: predict only")
+    add("--validation_file", metavar="FILE", help="chooses the checkpoint and the moment to stop")
+    add("--test_file", nargs="+", default=[], metavar="FILE", help="records to predict")
+    add("--output_dir", required=True, metavar="DIR", help="the model and STEM.pred.jsonl go here")
+    add("--output_file", metavar="FILE", help="the predictions instead, for one test file")
+    add("--limit", type=int, metavar="N", help="only the first N records of each file")
+    add = parser.add_argument_group("model").add_argument
     add(
-        "--nested",
-        choices=("flat", "per_type"),
-        default="flat",
-        help="per_type: a head for each type, so that entities of different types may overlap (default: %(default)s)",
+        "--model", default="minilm", metavar="NAME", help="minilm (packaged), a hub id, a folder (default: %(default)s)"
     )
-    add(
-        "--doc_context",
-        type=int,
-        default=0,
-        metavar="N",
-        help="show N neighbouring records of the document on each side (default: %(default)s)",
-    )
-    add(
-        "--bidirectional",
-        type=open_layers,
-        default="none",
-        metavar="{none,all,K}",
-        help="decoders: no causal mask, in all layers or the top K (default: %(default)s)",
-    )
+    add("--max_length", type=int, metavar="N", help="sub-tokens of a window (default: as trained, else 256)")
+    add("--stride", type=int, metavar="N", help="sub-tokens that windows share (default: a quarter of --max_length)")
+    add("--nested", choices=("flat", "per_type"), default="flat",
+        help="per_type: a head a type, so that types may overlap (default: %(default)s)")  # fmt: skip
+    add("--doc_context", type=int, default=0, metavar="N",
+        help="show N neighbours in the document on each side (default: %(default)s)")  # fmt: skip
+    add("--bidirectional", type=open_layers, default="none", metavar="{none,all,K}",
+        help="decoders: no causal mask in all layers, or the top K (default: %(default)s)")  # fmt: skip
     add("--lora_r", type=int, default=0, metavar="N", help="train an adapter of this rank (default: all weights)")
     add("--lora_alpha", type=float, metavar="X", help="default: twice --lora_r")
     add("--load_in_4bit", action="store_true", help="QLoRA: the base in nf4, the head in full")
-    model.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    training = parser.add_argument_group("training")
-    training.add_argument("--learning_rate", type=float, help="default: 2e-4 for minilm and adapters, else 5e-5")
-    training.add_argument("--num_train_epochs", type=float, default=5, help="default: %(default)s")
-    training.add_argument("--batch_size", type=int, default=16, metavar="N",
-                          help="windows a step and process (default: %(default)s)")  # fmt: skip
-    training.add_argument("--early_stopping_patience", type=int, default=3, metavar="N",
-                          help="stop after N epochs without a better F1 (default: %(default)s)")  # fmt: skip
-    training.add_argument("--seed", type=int, default=42, help="default: %(default)s")
-    training.add_argument("--training_args", nargs="+", type=key_value, default=[], metavar="KEY=VALUE",
-                          help="any other setting of transformers.TrainingArguments")  # fmt: skip
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    add = parser.add_argument_group("training").add_argument
+    add("--learning_rate", type=float, metavar="X", help="default: 2e-4 for minilm and adapters, else 5e-5")
+    add("--num_train_epochs", type=float, default=5, metavar="X", help="default: %(default)s")
+    add("--batch_size", type=int, default=16, metavar="N", help="windows a step and process (default: %(default)s)")
+    add("--early_stopping_patience", type=int, default=3, metavar="N",
+        help="stop after N epochs without a better F1 (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=42, metavar="N", help="default: %(default)s")
+    add("--training_args", nargs="+", type=key_value, default=[], metavar="KEY=VALUE",
+        help="any other setting of transformers.TrainingArguments")  # fmt: skip
     args = parser.parse_args(argv)
     check_args(args, parser)
     return args

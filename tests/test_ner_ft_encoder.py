@@ -432,6 +432,15 @@ def test_a_decoder_uses_what_follows_a_word_only_without_its_mask(
     assert saved.get("is_causal", True) == (open_layers != "all")
     first, second = again(cli, tmp_path, tmp_path / "m", test)
     assert first == second  # the choice is kept with the model
+    if open_layers == "all":
+        from transformers import pipeline
+
+        pipe = pipeline("token-classification", model=str(tmp_path / "m"), aggregation_strategy="first")
+        piped = [
+            {(e["start"] + (r["text"][e["start"]] == " "), e["end"], e["entity_group"]) for e in pipe(r["text"])}
+            for r in read_records(test)
+        ]  # fmt: skip (this tokenizer counts the blank before a word to it)
+        assert sum(a == b for a, b in zip(first, piped, strict=True)) >= len(first) - 2
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
