@@ -652,6 +652,30 @@ def test_label_smoothing_reaches_the_loss():
         assert script.loss_of(outputs, labels, smoothing=smoothing) == pytest.approx(want.item(), abs=1e-6)
 
 
+def test_the_loss_of_heads_is_the_sum_of_theirs():
+    """Each head's mean over the words, summed; the number of labels of a whole step counts words times heads."""
+    import torch
+
+    torch.manual_seed(1)
+    logits, labels = torch.randn(2, 3, 6), torch.tensor([[[0, 1], [2, 0], [-100, -100]], [[1, 1], [0, 2], [0, 0]]])
+    outputs = type("Outputs", (), {"logits": logits})
+    want = sum(torch.nn.functional.cross_entropy(logits[..., 3 * head : 3 * head + 3].flatten(0, 1),
+                                                 labels[..., head].flatten()) for head in (0, 1))  # fmt: skip
+    assert script.loss_of(outputs, labels) == pytest.approx(want.item(), abs=1e-6)
+    assert script.loss_of(outputs, labels, torch.tensor(20)) == pytest.approx(want.item() / 2, abs=1e-6)
+
+
+def test_what_an_adapter_trains_is_in_full_precision(tiny_models):
+    import torch
+
+    options = script.parse_args(["--model", str(tiny_models["llama"]), "--train_file", "-", "--output_dir", "-",
+                                 "--lora_r", "4", "--max_length", "64"])  # fmt: skip
+    model, _ = script.load(options, ["O", "B-A", "I-A"])
+    trained = {name: p.dtype for name, p in script.adapted(model.to(torch.bfloat16), options).named_parameters()
+               if p.requires_grad}  # fmt: skip
+    assert any("score" in name for name in trained) and set(trained.values()) == {torch.float32}
+
+
 def test_where_only_the_left_is_seen_a_word_goes_to_the_window_with_most_of_it(tiny_models):
     tokenizer, text = load_tokenizer(tiny_models["llama"]), "fever and pain " * 40
     offsets = [tokenize(text)]
