@@ -491,9 +491,9 @@ def test_a_head_for_each_type_keeps_nested_entities(tiny_models, cli, tmp_path):
     for number, text in enumerate(texts):
         _, inner, outer = text.split()[:3]
         start = text.index(inner)
-        spans = [("FINDING", start, start + len(inner + outer) + 1), ("ORGAN", start, start + len(inner))]
+        spans = [("SIGN", start, start + len(inner + outer) + 1), ("ORGAN", start, start + len(inner))]
         if number == 0:
-            spans.append(("FINDING", start, start + len(inner)))  # nested in one of its own type: can't be kept
+            spans.append(("SIGN", start, start + len(inner)))  # nested in one of its own type: can't be kept
         records.append({"id": str(number), "text": text,
                         "entities": [{"type": t, "start": a, "end": b} for t, a, b in spans]})  # fmt: skip
     write_jsonl(tmp_path / "train.jsonl", records)
@@ -508,6 +508,7 @@ def test_a_head_for_each_type_keeps_nested_entities(tiny_models, cli, tmp_path):
     assert first == second and all(len(entities) == 2 for entities in first[:10])
     flat = next(read_records(tmp_path / "per_type" / "test.pred.jsonl"))
     assert [tag[:2] for tag in flat["tags"]] == ["O", "B-", "I-", "O", "O"] and flat["entities"][0]["score"] > 0.5
+    assert [entity["type"] for entity in flat["entities"]] == ["SIGN", "ORGAN"]  # the outer one first
 
 
 def test_neighbours_of_the_document_are_seen_as_context(tiny_models, cli, tmp_path):
