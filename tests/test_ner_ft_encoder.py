@@ -5,6 +5,7 @@
 
 import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -573,6 +574,20 @@ def test_a_killed_training_goes_on_and_ends_the_same(right_context, tiny_models,
     done = subprocess.run(list(map(str, command(tmp_path / "killed"))), capture_output=True, text=True)
     assert "trained before" in done.stderr and "epoch" not in done.stderr, done.stderr
     assert (tmp_path / "whole" / names[1]).read_bytes() == (tmp_path / "killed" / names[1]).read_bytes()
+
+
+def test_a_model_is_another_one_if_base_data_or_flags_are(tiny_models, right_context, tmp_path):
+    shutil.copytree(tiny_models["bert"], tmp_path / "base")
+
+    def stamp(*more):
+        return script.stamp_of(script.parse_args(["--model", str(tmp_path / "base"), "--train_file",
+                                                  str(right_context[0]), "--output_dir", "o", *more]))  # fmt: skip
+
+    first = stamp()
+    assert first == stamp("--test_file", str(right_context[1]), "--output_file", "elsewhere")
+    assert first != stamp("--seed", "1") and first != stamp("--validation_file", str(right_context[1]))
+    os.utime(tmp_path / "base" / "model.safetensors", (1, 1))
+    assert first != stamp()
 
 
 def test_two_processes_or_two_steps_train_as_one_does(right_context, tiny_models, tmp_path):
