@@ -31,7 +31,7 @@ if [ -n "${TOY:-}" ]; then
     stage "$out/rare_en/data/test.jsonl" brat2iob.py --input "$here/data/rare_en" --unit document \
         --output_dir "$out/rare_en/data"
     toy_models "$out/toy" "$out/rare_en/data/train.jsonl"
-    ENCODER=$out/toy/bert corpora=(rare_en)
+    ENCODER=$out/toy/bert FLOOR=$out/toy/bert corpora=(rare_en)
     ENCODER_ARGS+=(--num_train_epochs 3 --learning_rate 3e-3) FLOOR_ARGS=(--num_train_epochs 1)
 else
     need "$data" "DATA/medmentions, DATA/ncbi, DATA/n2c2: see the head of this recipe"

@@ -44,7 +44,7 @@ def bash(folder, *command, **env):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_each_paper_at_toy_size(name, clone, tmp_path):
-    """One table of the systems, a report; run again, finished stages are skipped and the scores stand."""
+    """One table of the systems, a report; run again (one of them), finished stages are skipped, the scores stand."""
     recipe, (place, systems) = clone / "recipes" / f"{name}.sh", SYSTEMS[name]
     shown = bash(clone, recipe, "nowhere", tmp_path, TOY="1")
     metrics = tmp_path / place / "metrics.json"
@@ -52,8 +52,9 @@ def test_each_paper_at_toy_size(name, clone, tmp_path):
     assert set(scored) >= systems and (tmp_path / place / "report.html").stat().st_size > 10_000
     for system, levels in scored.items():
         assert re.search(rf"(?m)^{re.escape(system)} +{levels['entity']['micro']['f1']:.4f} ", shown)
-    again = bash(clone, recipe, "nowhere", tmp_path, TOY="1")
-    assert again.count(": is there\n") >= len(systems) and json.loads(metrics.read_text())["systems"] == scored
+    if name == "encoders_vs_llms":
+        again = bash(clone, recipe, "nowhere", tmp_path, TOY="1")
+        assert again.count(": is there\n") == len(systems) and json.loads(metrics.read_text())["systems"] == scored
 
 
 def test_a_recipe_says_where_its_corpus_is(clone, tmp_path):
