@@ -34,6 +34,12 @@ def cli(tmp_path_factory):
     return run
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that two workers (tests/run.sh) end together."""
+    longest = ("test_recipes", "test_ner_ft_encoder", "test_ner_ft_llm", "test_brat2iob")
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """Return the folder of a real corpus, its archives unpacked; skip the test where the corpora are absent."""

@@ -22,4 +22,4 @@ then
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-.venv/bin/python -m pytest -n 2 --dist loadfile "${select[@]}" "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${select[@]}" "$@"
