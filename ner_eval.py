@@ -46,19 +46,21 @@ from array import array
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from contextlib import nullcontext
+from functools import reduce
 from heapq import heappop, heappush
 from importlib.util import find_spec
-from itertools import chain, pairwise, product
+from itertools import chain, count, pairwise, product
 from math import fsum
+from operator import itemgetter
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from utils import (
     VERSION,
     DataError,
+    flat_entities,
     flat_tags,
     flat_view,
-    fragments,
     is_iob,
     log,
     read_iob,
@@ -74,28 +76,33 @@ from utils import (
     writing,
 )
 
-# What an alignment has as much of as possible, first things first, given (same span, same type) of a pair
-RULES = {
-    "strict": lambda span, type_: (span and type_, True),
-    "exact": lambda span, type_: (span, True),  # and of partial
-    "type": lambda span, type_: (type_, True),
-    "errors": lambda span, type_: (span and type_, span, type_, True),
-}
-# Per scheme: its alignment, whether an aligned pair is right, and what it is if not (Batista's scenarios I-VI)
+CLASSES = ("correct", "type", "boundary", "type_boundary", "missed", "spurious")
+# What each class is in a SemEval scheme: Batista's scenarios I, IV, V, VI, III, II
 SCHEMES = {
-    "strict": ("strict", lambda span, type_: span and type_, "INC"),
-    "exact": ("exact", lambda span, type_: span, "INC"),
-    "partial": ("exact", lambda span, type_: span, "PAR"),
-    "type": ("type", lambda span, type_: type_, "INC"),
+    "strict": ("COR", "INC", "INC", "INC", "MIS", "SPU"),
+    "exact": ("COR", "COR", "INC", "INC", "MIS", "SPU"),
+    "partial": ("COR", "COR", "PAR", "PAR", "MIS", "SPU"),
+    "type": ("COR", "INC", "COR", "INC", "MIS", "SPU"),
 }
+# An alignment has as many pairs as possible of the classes with the highest rank, then of the next (exact: and partial)
+RULES = {"strict": (1, 0, 0, 0), "exact": (1, 1, 0, 0), "type": (1, 0, 1, 0), "errors": (3, 2, 1, 0)}
 LEVELS = ("entity", "entity_other_scheme", "semeval", "token", "generation", "errors")
 PARSED = ("ok", "salvaged", "truncated")  # statuses of answers that gave what could be read of them
 MISSED, SPURIOUS = "(missed)", "(spurious)"  # the margins of the confusion matrix
-CLASSES = ("correct", "type", "boundary", "type_boundary", "missed", "spurious")
 LENGTHS = ((1, "1 word"), (2, "2 words"), (3, "3 words"), (5, "4-5 words"), (10, "6-10 words"), (1 << 60, "11+ words"))
 AROUND = 40  # characters of context on each side in --errors
 FEW = 20  # documents below which intervals say little
 UNDEFINED = float("0")  # told from a measured 0.0 by its identity
+OTHER = {"strict": "lenient", "lenient": "strict"}
+# Where the comparison finds its columns in the scores of a system
+COLUMNS = {
+    "F1": "entity.micro.f1", "95 %": "intervals.f1", "sd": "runs.sd.micro.f1", "runs": "runs.f1",
+    "P": "entity.micro.precision", "R": "entity.micro.recall", "macro F1": "entity.macro.f1",
+    "{} F1": "entity_other_scheme.micro.f1", **{f"SE-{scheme}": f"semeval.{scheme}.f1" for scheme in SCHEMES},
+    "token F1": "token.by_type.micro.f1", "F1+dropped": "generation.f1_with_dropped",
+    "parsed": "generation.parse_rate_repaired", "halluc.": "generation.hallucination_rate",
+    "s/1k": "seconds_per_1000", "$/1k": "cost_per_1000",
+}  # fmt: skip
 
 # A span, throughout, is (start, end, type), with a fourth item, its fragments, where it is discontinuous.
 
@@ -108,11 +115,10 @@ class System(NamedTuple):
     name: str
     path: str
     iob: bool
-    stream: object  # its records, read when they are asked for
-    waiting: dict  # records read before their turn, by id
-    counts: defaultdict  # of Counters, see `count`
-    rows: array  # of (document, index in types, 0 for tp, 1 for fp, 2 for fn), flat, for --resamples
-    types: dict
+    stream: object  # (what it joins gold by, record), read when they are asked for
+    waiting: dict  # records read before their turn, by that
+    rows: defaultdict  # {(type in gold, type predicted; None for nothing): documents, one for each such entity}
+    counts: defaultdict  # of Counters, see `count_record`
     info: dict  # its sidecar
 
 
@@ -126,10 +132,22 @@ class Side(NamedTuple):
     filtered: int = 0  # left out by --types and --map_types
 
 
-NOTHING = Side(frozenset(), frozenset(), [])
+def open_system(name, path, args):
+    """A System, unread yet. It joins by id, or by position where a side is IOB, which can't hold white space alone."""
+    iob, info = is_iob(path), {}
+    filled = (record for record in read_records(path) if record["text"].strip())
+    stream = enumerate(filled) if iob or args.gold_iob else ((record["id"], record) for record in read_records(path))
+    if os.path.exists(f"{path}.run.json"):
+        try:
+            with open(f"{path}.run.json", encoding="utf-8") as file:
+                info = json.load(file)
+        except (ValueError, RecursionError):
+            log(f"warning: {path}.run.json: not JSON; without it there are no seconds and no cost")
+    info = info if isinstance(info, dict) and info.get("script") != "brat2iob.py" else {}  # not of a conversion
+    return System(name, path, iob, stream, {}, defaultdict(lambda: array("q")), defaultdict(Counter), info)
 
 
-def entity_span(entity, text, trim=False):
+def entity_span(entity, text, trim):
     """The span of an entity. Fragments with only white space between them are one, as in brat2iob.py.
 
     `trim`: without white space at its ends, which IOB can't hold.
@@ -157,23 +175,13 @@ def project_spans(spans, source, target):
     return [span for span in moved if span[0] < span[1]]  # nothing is left of white space alone
 
 
-def is_flat(spans):
-    """Whether sorted spans are continuous and do not overlap each other."""
-    reach = 0
-    for span in spans:
-        if span[0] < reach or len(span) > 3:
-            return False
-        reach = span[1]
-    return True
-
-
 def project_tags(spans, gold):
     """The tags of the flat view of spans (the longest wins) on gold's tokens."""
-    kept = sorted(spans)
-    if is_flat(kept):
-        return flat_tags(kept, gold["offsets"])
-    entities = [{"start": s[0], "end": s[1], "type": s[2], "fragments": s[3] if s[3:] else None} for s in kept]
-    return flat_view({**gold, "entities": entities, "pretokenized": True})[0]["tags"]
+    kept, names = sorted(spans), ("start", "end", "type", "fragments")
+    if any(a[1] > b[0] for a, b in pairwise(kept)) or max(map(len, kept), default=3) > 3:
+        entities = [dict(zip(names, span, strict=False), text=gold["text"][span[0] : span[1]]) for span in kept]
+        kept = flat_entities(entities, gold["text"])[0]
+    return flat_tags(kept, gold["offsets"])
 
 
 def new_type(type_, args):
@@ -188,11 +196,11 @@ def read_side(record, gold, iob, pair, args, truth=None):
     `iob`: whether it is from IOB; `pair`: how many of the two are. Of two, tags are scored as they are written; with
     one, white space at the ends of spans is left out, as IOB has none.
     """
-    text = record["text"]
+    text, tags = record["text"], []
     lenient = strict = [
         entity_span(entity, text, pair == 1)
         if pair == 1 or "fragments" in entity
-        else (entity["start"], entity["end"], entity["type"])
+        else (entity["start"], entity["end"], entity["type"])  # the usual case, and quick
         for entity in record["entities"]
     ]
     if iob:
@@ -200,100 +208,69 @@ def read_side(record, gold, iob, pair, args, truth=None):
         strict = [(edges[a][0], edges[b - 1][1], type_) for a, b, type_ in tag_spans(record["tags"], strict=True)]
     if text != gold["text"]:
         lenient, strict = (project_spans(spans, text, gold["text"]) for spans in (lenient, strict))
-    tags, read = record.get("tags"), len(strict if args.scheme == "strict" else lenient)
+    read = len(strict if args.scheme == "strict" else lenient)
     if args.types or args.type_map:
         lenient, strict = (
             [(*s[:2], type_, *s[3:]) for s in spans if (type_ := new_type(s[2], args))] for spans in (lenient, strict)
         )
-        parts = [(prefix, type_ and new_type(type_, args)) for prefix, type_ in map(split_tag, tags or ())]
-        tags = [f"{prefix}-{type_}" if type_ else "O" for prefix, type_ in parts]
     spans, other = (strict, lenient) if args.scheme == "strict" else (lenient, strict)
     unique = frozenset(spans)
-    all_ = unique if spans is lenient else frozenset(lenient)
-    if "token" not in args.levels:
-        tags = []
-    elif pair < 2:
-        tags = truth.tags if truth and all_ == truth.spans == truth.other else project_tags(all_, gold)
-    return Side(unique, frozenset(other) if iob else unique, tags, len(spans) - len(unique), read - len(spans))
+    other = frozenset(other) if iob else unique
+    if "token" in args.levels and pair < 2:
+        flat = other if args.scheme == "strict" else unique
+        tags = truth.tags if truth and flat == truth.spans == truth.other else project_tags(flat, gold)
+    elif "token" in args.levels:
+        tags = record["tags"]
+        if args.types or args.type_map:
+            parts = [(prefix, new_type(type_, args)) for prefix, type_ in map(split_tag, tags)]
+            tags = [f"{prefix}-{type_}" if type_ else "O" for prefix, type_ in parts]
+    return Side(unique, other, tags, len(spans) - len(unique), read - len(spans))
 
 
-def check_match(pred, gold, system, args):
-    """Raise DataError where a prediction is not of gold's tokens (two IOB files), characters (one) or text (none)."""
-    if system.iob and args.gold_iob:
-        same, ours, theirs = pred["tokens"] == gold["tokens"], len(pred["tokens"]), len(gold["tokens"])
-        problem = f"its tokens ({ours}) are not those ({theirs}) of", "predict each token of gold once, in its order"
-    elif system.iob or args.gold_iob:
-        same = "".join(pred["text"].split()) == "".join(gold["text"].split())
-        problem = "its tokens are not those of", "use JSONL for both, which joins by id and not by position"
-    else:
-        same, problem = pred["text"] == gold["text"], ("its text is not that of", "evaluate the file you predicted")
-    if not same:
-        where = f"{place(system.path, pred)}: record {pred['id']!r}"
-        raise DataError(f"{where}: {problem[0]} record {gold['id']!r} in {place(args.gold, gold)}; {problem[1]}")
+# What must agree where none, one or both of gold and a prediction are IOB, and what to do where it doesn't
+VIEWS = (
+    ("characters", lambda record: record["text"], "evaluate the file you predicted"),
+    ("characters", lambda record: "".join(record["text"].split()), "use JSONL for both, which joins by id"),
+    ("tokens", lambda record: record["tokens"], "predict each token of gold once, in its order"),
+)
 
 
 def place(path, record):
     """FILE:LINE of a record, found by reading the file again, which only errors do."""
-    lines = ((number, line) for number, line in read_lines(path))
-    if not is_iob(path):
-        return f"{path}:{next(n for n, line in lines if line.strip() and json.loads(line)['id'] == record['id'])}"
-    empty = ((n, not line.strip() or line.startswith(("-DOCSTART-", "###MEDLINE:"))) for n, line in lines)
-    starts = (b[0] for a, b in pairwise(chain([(0, True)], empty)) if a[1] and not b[1])
-    units = zip(starts, read_iob(path, warn=len), strict=True)
-    return f"{path}:{next(number for number, unit in units if unit['id'] == record['id'])}"
+
+    def filled(line):
+        return line.strip() and not line.startswith(("-DOCSTART-", "###MEDLINE:"))
+
+    lines = pairwise(chain([(0, "")], read_lines(path)))
+    starts = (n for (_, before), (n, line) in lines if filled(line) and not (is_iob(path) and filled(before)))
+    units = zip(starts, read_records(path), strict=False)
+    return next(f"{path}:{number}" for number, unit in units if unit["id"] == record["id"])
 
 
-def find_prediction(system, gold, args):
-    """Return the prediction for a gold record; None where there is none and --allow_missing says so."""
-    if not (system.iob or args.gold_iob):
-        pred = system.waiting.pop(gold["id"], None) if system.waiting else None
-        while not pred and (found := next(system.stream, None)):
-            if found["id"] == gold["id"]:
-                pred = found
-            else:
-                system.waiting[found["id"]] = found
-    elif not gold["text"].strip():
-        return None  # white space alone, which IOB can't hold
-    else:
-        pred = next(system.stream, None)
-    if not (pred or args.allow_missing):
-        remedy = "predict it, or count it as nothing predicted with --allow_missing"
-        where = place(args.gold, gold)
-        raise DataError(f"{system.path}: no prediction for record {gold['id']!r} of {where}; {remedy}")
-    system.counts["input"]["missing"] += not pred
-    return pred
+def read_guess(system, gold, key, truth, args):
+    """The Side of the prediction that has gold's key, checked to be one of gold's text; an empty one where it's absent.
 
-
-def read_guess(pred, gold, system, truth, args):
-    """The Side of a prediction, checked to be one of gold's text."""
-    check_match(pred, gold, system, args)
-    guess = read_side(pred, gold, system.iob, system.iob + args.gold_iob, args, truth)
+    A key is None where IOB can't hold gold's record: white space alone.
+    """
+    while key is not None and key not in system.waiting and (found := next(system.stream, None)):
+        system.waiting[found[0]] = found[1]
+    pred, pair = system.waiting.pop(key, None), system.iob + args.gold_iob
+    if not pred:
+        if not (args.allow_missing or key is None):
+            remedy = "predict it, or count it as nothing predicted with --allow_missing"
+            where = f"record {gold['id']!r} of {place(args.gold, gold)}"
+            raise DataError(f"{system.path}: no prediction for {where}; {remedy}")
+        system.counts["input"]["missing"] += key is not None
+        return Side(frozenset(), frozenset(), ["O"] * len(truth.tags))
+    what, view, remedy = VIEWS[pair]
+    if view(pred) != view(gold):
+        problem = f"its {what} ({len(view(pred))}) are not those ({len(view(gold))}) of record {gold['id']!r}"
+        where = f"{place(system.path, pred)}: record {pred['id']!r}"
+        raise DataError(f"{where}: {problem} in {place(args.gold, gold)}; {remedy}")
+    guess = read_side(pred, gold, system.iob, pair, args, truth)
     if "answer" in pred or "status" in pred:
-        count_answer(system.counts, pred, truth, guess, args)
+        count_answer(system.counts["generation"], pred, truth, guess, args)
     return guess
-
-
-def open_system(name, path, args):
-    """A System, unread yet. Joined by position, records that IOB can't hold are passed over."""
-    iob, stream, info = is_iob(path), read_records(path), {}
-    if iob or args.gold_iob:
-        stream = (record for record in stream if record["text"].strip())
-    if os.path.exists(f"{path}.run.json"):
-        try:
-            with open(f"{path}.run.json", encoding="utf-8") as file:
-                info = json.load(file)
-        except (ValueError, RecursionError):
-            log(f"warning: {path}.run.json: not JSON; without it there are no seconds and no cost")
-    info = info if isinstance(info, dict) and info.get("script") != "brat2iob.py" else {}  # not of a conversion
-    return System(name, path, iob, stream, {}, defaultdict(Counter), array("q"), {}, info)
-
-
-def gold_records(args):
-    """Yield gold's records, with tokens where the token level needs them."""
-    for gold in read_iob(args.gold, column=args.column) if args.column else read_records(args.gold):
-        if "token" in args.levels and "offsets" not in gold:
-            gold["offsets"] = flat_view(gold)[0]["offsets"]
-        yield gold
 
 
 def compare(systems, args, errors=None, kept=None):
@@ -302,49 +279,51 @@ def compare(systems, args, errors=None, kept=None):
     `errors`: a file that gets a JSON line per error; `kept`: a list that gets what the report shows of each record.
     Memory: one record of each file, the ids, and the predictions that stand before their turn.
     """
-    facts, documents, seen = Counter(), {}, seen_mentions(args) if args.train_file else {}
-    for gold in gold_records(args):
-        document, truths, pairs = documents.setdefault(gold["doc_id"], len(documents)), {}, []
+    facts, documents, places = Counter(), {}, count()
+    seen = seen_mentions(args) if args.train_file else {}
+    for gold in read_iob(args.gold, column=args.column) if args.column else read_records(args.gold):
+        if "token" in args.levels and "offsets" not in gold:
+            gold["offsets"] = flat_view(gold)[0]["offsets"]
+        truths, pairs = {}, []
+        gold["document"] = documents.setdefault(gold["doc_id"], len(documents))
+        position = next(places) if gold["text"].strip() else None
         for system in systems:
-            if system.iob not in truths:
-                truths[system.iob] = read_side(gold, gold, args.gold_iob, system.iob + args.gold_iob, args)
-            truth = truths[system.iob]
-            pred = find_prediction(system, gold, args)
-            guess = (
-                read_guess(pred, gold, system, truth, args) if pred else NOTHING._replace(tags=["O"] * len(truth.tags))
-            )
-            count(system, truth, guess, document, args)
-            for facet in args.facets:
-                count_pairs(system.counts[facet], truth.spans, guess.spans, FACETS[facet], gold, seen)
+            pair = system.iob + args.gold_iob
+            if pair not in truths:
+                truths[pair] = read_side(gold, gold, args.gold_iob, pair, args)
+            guess = read_guess(system, gold, position if pair else gold["id"], truths[pair], args)
+            count_record(system, truths[pair], guess, gold, args, seen)
             if errors or kept is not None:
-                pairs.append(list(error_pairs(truth.spans, guess.spans)))
+                pairs.append(list(error_pairs(truths[pair].spans, guess.spans)))
                 write_errors(errors, system, gold, pairs[-1])
         if kept is not None:
             kept.append([gold["id"], gold["doc_id"], gold["text"], pairs])
-        facts["strangers"] += len(truth.other) - len(truth.spans) if args.scheme == "strict" else 0
+        truth = truths[pair]
         facts["records"] += 1
         facts["entities"] += len(truth.spans)
         facts["duplicates"] += truth.copies
         facts["filtered"] += truth.filtered
-    check_ends(systems, facts, args)
-    return facts | Counter(documents=len(documents))
+    facts["documents"] = len(documents)
+    check_ends(systems, args)
+    return facts
 
 
-def check_ends(systems, facts, args):
+def check_ends(systems, args):
     """Refuse predictions that gold has no record for; say where tags are no strict IOB2, and which type nobody has."""
     for system in systems:
-        for record in chain(system.waiting.values(), system.stream):
+        for _, record in chain(system.waiting.items(), system.stream):
             where = f"{place(system.path, record)}: record {record['id']!r}"
             raise DataError(f"{where} is not in {args.gold}; evaluate the split you predicted")
-    for system in systems if args.level == "generation" else ():
-        if not system.counts["generation"]:
+        if args.level == "generation" and not system.counts["generation"]:
             raise DataError(f"{system.path}: holds no answers of an LLM; leave out --level generation")
-    sides = [(system.path, system.counts["input"]["strangers"]) for system in systems]
-    for path, strangers in [(args.gold, facts["strangers"]), *sides]:
-        if strangers > 0:
+    sides = [(args.gold, systems[-1], 0), *((system.path, system, 1) for system in systems)]
+    for path, system, side in sides if args.scheme == "strict" else ():
+        both = system.counts["entity_other_scheme"], entity_pairs(system)
+        lenient, strict = (sum(n for pair, n in pairs.items() if pair[side]) for pairs in both)
+        if lenient > strict:
             remedy = "convert it with brat2iob.py, or use --scheme lenient"
-            log(f"warning: {path}: {strangers:,} entities are none in strict IOB2 (IOB1, IOBES?); {remedy}")
-    known = {type_ for system in systems for pair in system.counts["entity"] for type_ in pair}
+            log(f"warning: {path}: {lenient - strict:,} entities are none in strict IOB2 (IOB1, IOBES?); {remedy}")
+    known = {type_ for system in systems for pair in system.rows for type_ in pair}
     for type_ in sorted(set(args.types or ()) - known) if "entity" in args.levels else ():
         log(f"warning: --types: neither gold nor a prediction has {type_!r}; check how it is written")
 
@@ -352,37 +331,41 @@ def check_ends(systems, facts, args):
 # ---------------------------------------------------------------------------- counting
 
 
-def count(system, gold, pred, document, args):
-    """Add one record's two Sides to the Counters of a system.
+def count_record(system, gold, pred, record, args, seen=None):
+    """Add one record's two Sides to what was counted of a system.
 
-    "entity", "entity_other_scheme" and "token" hold pairs (what gold has, what is predicted), see `averages`; "any"
-    and the RULES hold the keys of `count_alignments`; "input" what was read.
+    "entity_other_scheme", "token" and the facets hold pairs (what gold has, what is predicted), see `averages`; "any"
+    and the RULES pairs with their class, see `alignments`; "input" what was read.
     """
     counts, read = system.counts, system.counts["input"]
     read["duplicates"] += pred.copies
     read["predicted"] += len(pred.spans)
     read["filtered"] += pred.filtered
-    count_pairs(counts["entity"], gold.spans, pred.spans)
+    rows, document = system.rows, record["document"]
+    for span in gold.spans:
+        rows[span[2], span[2] if span in pred.spans else None].append(document)
+    for span in pred.spans - gold.spans:
+        rows[None, span[2]].append(document)
     if system.iob or args.gold_iob:
-        count_pairs(counts["entity_other_scheme"], gold.other, pred.other)
-        read["strangers"] += len(pred.other) - len(pred.spans) if args.scheme == "strict" else 0
-    if args.rules:
-        count_alignments(counts, gold.spans, pred.spans, args.rules)
-    if "token" in args.levels:
-        counts["token"].update(zip(gold.tags, pred.tags, strict=True))
-    if args.resamples:
-        for spans, kind in ((gold.spans & pred.spans, 0), (pred.spans - gold.spans, 1), (gold.spans - pred.spans, 2)):
-            for span in spans:
-                system.rows.extend((document, system.types.setdefault(span[2], len(system.types)), kind))
+        counts["entity_other_scheme"].update(name_pairs(gold.other, pred.other))
+    for rule, kind, one, other in alignments(gold.spans, pred.spans, args.rules) if args.rules else ():
+        counts[rule][kind, one and one[2], other and other[2]] += 1
+    counts["token"].update(zip(gold.tags, pred.tags, strict=True))
+    for facet in args.facets:
+        counts[facet].update(name_pairs(gold.spans, pred.spans, FACETS[facet], record, seen))
 
 
-def count_pairs(pairs, gold, pred, key=None, record=None, seen=None):
-    """Add a record's spans to a Counter of (gold's key, the prediction's; None for nothing): types, or a facet's."""
+def name_pairs(gold, pred, name=itemgetter(2), *about):
+    """Yield (name in gold, predicted name; None for nothing) of each span: its type, or the group of a facet."""
     for span in gold:
-        name = key(span, record, seen) if key else span[2]
-        pairs[name, name if span in pred else None] += 1
-    for span in pred - gold:
-        pairs[None, key(span, record, seen) if key else span[2]] += 1
+        named = name(span, *about)
+        yield named, named if span in pred else None
+    yield from ((None, name(span, *about)) for span in pred - gold)
+
+
+def entity_pairs(system):
+    """The Counter of the pairs of types of the chosen scheme."""
+    return Counter({pair: len(documents) for pair, documents in system.rows.items()})
 
 
 def mention(span, record):
@@ -395,14 +378,12 @@ def seen_mentions(args):
     seen = defaultdict(set)
     for record in read_records(args.train_file):
         for entity in record["entities"]:
-            words = span_text(record["text"], fragments(entity)).split()
-            seen["".join(words).casefold()].add(new_type(entity["type"], args))
+            seen["".join(entity["text"].split()).casefold()].add(new_type(entity["type"], args))
     return seen
 
 
 def by_length(span, record, seen):
-    words = len(mention(span, record))
-    return next(name for most, name in LENGTHS if words <= most)
+    return LENGTHS[bisect_left(LENGTHS, (len(mention(span, record)), ""))][1]
 
 
 def by_seen(span, record, seen):
@@ -410,51 +391,45 @@ def by_seen(span, record, seen):
     return "unseen" if not types else "seen" if span[2] in types else "seen with other type"
 
 
+FACETS = {"length": by_length, "seen": by_seen, "document": lambda span, record, seen: record["doc_id"]}
+
+
 def facet_scores(facet, pairs):
     """Scores of each group: lengths from the shortest, documents from the worst, else by name."""
     groups = averages(pairs, "groups")["groups"]
-    names = [name for _, name in LENGTHS] if facet == "length" else list(groups)
-    worst = sorted(names, key=lambda name: groups[name]["f1"]) if facet == "document" else names
-    return {name: groups[name] for name in worst if name in groups}
-
-
-FACETS = {"length": by_length, "seen": by_seen, "document": lambda span, record, seen: record["doc_id"]}
+    lengths = [name for _, name in LENGTHS]
+    order = {"length": lengths.index, "document": lambda name: groups[name]["f1"]}.get(facet)
+    return {name: groups[name] for name in (sorted(groups, key=order) if order else groups)}
 
 
 # ---------------------------------------------------------------------------- alignment
 
 
-def count_alignments(counts, gold, pred, rules):
-    """Add a record's aligned pairs to the counters, keyed (same span, gold type or None, predicted type or None).
-
-    Pairs on which all alignments agree go to "any", others to each rule's own; SCHEMES and `error_class` grade keys.
-    """
-    if gold == pred:
-        for span in gold:
-            counts["any"][True, span[2], span[2]] += 1
-        return
-    for rule, pairs in alignments(gold, pred, rules):
-        for pair in pairs:
-            counts[rule][pair_key(*pair)] += 1
+def pair_class(gold, pred):
+    """The class of an aligned pair of spans (None: no span on that side)."""
+    if not gold or not pred:
+        return "missed" if gold else "spurious"
+    same_span = gold[:2] == pred[:2] and gold[3:] == pred[3:]
+    return CLASSES[2 * (not same_span) + (gold[2] != pred[2])]
 
 
 def alignments(gold, pred, rules):
-    """Yield (rule, its (gold span or None, predicted span or None)) by component; rule "any" where all agree."""
+    """Yield (rule, class, gold span or None, predicted span or None), by component; rule "any" where all agree."""
+    if gold == pred:
+        yield from (("any", "correct", span, span) for span in sorted(gold))
+        return
     for spans in components(gold | pred):
         golds, preds = [span for span in spans if span in gold], [span for span in spans if span in pred]
         if golds == preds:
-            yield "any", zip(golds, preds, strict=True)
+            yield from (("any", "correct", span, span) for span in golds)
         elif not golds or not preds:
-            yield "any", [(span, None) for span in golds] + [(None, span) for span in preds]
+            yield from (("any", "missed", span, None) for span in golds)
+            yield from (("any", "spurious", None, span) for span in preds)
         elif len(golds) == len(preds) == 1 and overlap(golds[0], preds[0]):
-            yield "any", [(golds[0], preds[0])]
+            yield "any", pair_class(golds[0], preds[0]), golds[0], preds[0]
         else:
             edges = overlapping(golds, preds)
-            yield from ((rule, align(golds, preds, edges, rule)) for rule in rules)
-
-
-def pair_key(gold, pred):
-    return bool(gold and pred and same_span(gold, pred)), gold and gold[2], pred and pred[2]
+            yield from ((rule, pair_class(*pair), *pair) for rule in rules for pair in align(golds, preds, edges, rule))
 
 
 def components(spans):
@@ -465,15 +440,9 @@ def components(spans):
             yield found
             found = []
         found.append(span)
-        if span[1] > reach:
-            reach = span[1]
+        reach = max(reach, span[1])
     if found:
         yield found
-
-
-def same_span(a, b):
-    """Whether two spans cover the same characters."""
-    return a[:2] == b[:2] and a[3:] == b[3:]
 
 
 def overlap(a, b):
@@ -482,76 +451,53 @@ def overlap(a, b):
     return sum(max(0, min(x[1], y[1]) - max(x[0], y[0])) for x in (a[3] if a[3:] else (a,)) for y in parts)
 
 
+def overlapping(golds, preds):
+    """Return the sorted (gold span, predicted span, overlap) of spans that overlap, by one sweep to the right."""
+    edges, live = [], ([], [])
+    for span, side in sorted([(span, 0) for span in golds] + [(span, 1) for span in preds]):
+        live[1 - side][:] = [other for other in live[1 - side] if other[1] > span[0]]
+        for other in live[1 - side]:
+            if shared := overlap(span, other):
+                edges.append((other, span, shared) if side else (span, other, shared))
+        live[side].append(span)
+    return sorted(edges)
+
+
 def align(golds, preds, edges, rule):
     """Align one component by a rule: return its (gold span or None, predicted span or None).
 
     One to one, of overlapping spans (`edges`), the most of what the rule puts first. Ties, which can only move a pair
     between types, go to the greatest overlap, then to equal types, then to the left.
     """
-    most, weights = min(len(golds), len(preds)) + 1, []
+    most, weights = min(len(golds), len(preds)) + 1, {}
     shares, left = 1 + sum(edge[2] for edge in edges), 1 + 2 * most * max(span[0] for span in golds + preds)
-    for i, j, shared in edges:
-        gold, pred, weight = golds[i], preds[j], 0
-        for good in RULES[rule](same_span(gold, pred), gold[2] == pred[2]):
-            weight = weight * most + good
-        weights.append(((weight * shares + shared) * most + (gold[2] == pred[2])) * left - gold[0] - pred[0])
-    solve = best_chain if is_flat(golds) and is_flat(preds) else best_assignment
-    pairs = dict(edges[e][:2] for e in solve(edges, weights))
-    found = [(gold, preds[pairs[i]] if i in pairs else None) for i, gold in enumerate(golds)]
-    return found + [(None, preds[j]) for j in sorted(set(range(len(preds))).difference(pairs.values()))]
+    for gold, pred, shared in edges:
+        worth = most ** RULES[rule][CLASSES.index(pair_class(gold, pred))] * shares + shared
+        weights[gold, pred] = (worth * most + (gold[2] == pred[2])) * left - gold[0] - pred[0]
+    pairs = best_assignment(weights)
+    alone = sorted(set(preds).difference(pairs.values()))
+    return [(gold, pairs.get(gold)) for gold in golds] + [(None, pred) for pred in alone]
 
 
-def overlapping(golds, preds):
-    """Return the sorted (gold index, predicted index, overlap) of the spans that overlap, by one sweep to the right."""
-    edges, live = [], ([], [])
-    sides = [(span, 0, i) for i, span in enumerate(golds)] + [(span, 1, j) for j, span in enumerate(preds)]
-    for span, side, i in sorted(sides):
-        live[1 - side][:] = [other for other in live[1 - side] if other[0][1] > span[0]]
-        for other, j in live[1 - side]:
-            if shared := overlap(span, other):
-                edges.append((j, i, shared) if side else (i, j, shared))
-        live[side].append((span, i))
-    return sorted(edges)
+def best_assignment(weights):
+    """Return {row: column}, the heaviest matching of {(row, column): weight}, by the sparse Hungarian method.
 
-
-def best_chain(edges, weights):
-    """Return the edges (indices) of the heaviest matching where both sides are flat, in linear time.
-
-    Sorted edges then make a staircase. Who takes an edge goes on with the first that is to the right on both sides.
-    """
-    after, best, chosen, e = [], [0] * (len(edges) + 1), [], 0
-    for i, j, _ in edges:
-        while e < len(edges) and (edges[e][0] <= i or edges[e][1] <= j):
-            e += 1
-        after.append(e)
-    for e in range(len(edges) - 1, -1, -1):
-        best[e] = max(best[e + 1], weights[e] + best[after[e]])
-    e = 0
-    while e < len(edges):
-        if best[e] == weights[e] + best[after[e]]:
-            chosen.append(e)
-            e = after[e]
-        else:
-            e += 1
-    return chosen
-
-
-def best_assignment(edges, weights):
-    """Return the edges (indices) of the heaviest matching of any bipartite graph, by the sparse Hungarian method.
-
-    Gold by gold, the shortest augmenting path (Dijkstra on reduced costs) to a free prediction or to staying alone,
-    which is a column of one's own. It ends early; a large component costs the square of its size at worst.
+    Row by row, the shortest augmenting path (Dijkstra on reduced costs) to a free column or to staying alone, which is
+    a column of one's own. It ends early; a large component costs the square of its size at worst.
     """
     rows, held, owner, price, worth = {}, {}, {}, Counter(), Counter()
-    for e, (i, j, _) in enumerate(edges):
-        rows.setdefault(i, [(-1 - i, 0, -1)]).append((j, -weights[e], e))
-    for root in sorted(rows, key=lambda i: len(rows[i])):  # who overlaps thousands waits, or all would look at these
+    for (row, column), weight in weights.items():
+        rows.setdefault(row, [((-1 - len(rows),), 0)]).append((column, -weight))
+    # Who overlaps thousands comes last, or all would look at it. Of a long chain, every second block of 16 comes first,
+    # then every fourth, ...: a path doesn't leave what is joined, and the cost is n log n.
+    order = {row: (len(rows[row]), (i >> 4) & -(i >> 4)) for i, row in enumerate(rows)}
+    for root in sorted(rows, key=order.get):
         row, base, done, best, heap = root, 0, {}, {}, []
         while row is not None:
-            for column, cost, e in rows[row]:
+            for column, cost in rows[row]:
                 length = base + cost - worth[row] - price[column]
                 if column not in done and length < best.get(column, (length + 1,))[0]:
-                    best[column] = length, row, e
+                    best[column] = length, row
                     heappush(heap, (length, column))
             base, column = heappop(heap)
             while column in done:
@@ -564,20 +510,35 @@ def best_assignment(edges, weights):
             worth[owner[seen]] += base - length
         worth[root] += base
         while row != root:  # hand over along the path, back to the root
-            _, row, e = best[column]
-            owner[column], before, held[row] = row, held.get(row), (column, e)
-            column = before and before[0]
-    return sorted(e for _, e in held.values() if e >= 0)
+            row = best[column][1]
+            owner[column] = row
+            column, held[row] = held.get(row), column
+    return {row: column for row, column in held.items() if column[0] >= 0}
 
 
 # ---------------------------------------------------------------------------- scores
 
 
-def prf(found, gold, right, pred):
-    """F1, precision and recall from the credit on each side."""
+def prf(gold, pred, found, right):
+    """F1, precision and recall from the credit on each side: `found` of gold, `right` of what is predicted."""
     precision, recall = right / pred if pred else UNDEFINED, found / gold if gold else UNDEFINED
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return {"f1": f1 if gold or pred else UNDEFINED, "precision": precision, "recall": recall}
+
+
+def tally(graded, score):
+    """(score of all, {name: score of each}) of (name in gold, predicted name, count, credit): None is no name.
+
+    `score` gets how many there are in gold, how many are predicted, and the credit of either.
+    """
+    gold, pred, found, right = sums = [Counter() for _ in range(4)]
+    for true, guess, n, credit in graded:
+        for name, number, credits in ((true, gold, found), (guess, pred, right)):
+            if name is not None:
+                number[name] += n
+                credits[name] += n * credit
+    each = {name: score(*(side[name] for side in sums)) for name in sorted(gold.keys() | pred.keys())}
+    return score(*(side.total() for side in sums)), each
 
 
 def averages(pairs, each="types"):
@@ -585,20 +546,15 @@ def averages(pairs, each="types"):
 
     Averages are micro, macro (over all that gold or the prediction has) and weighted by gold's counts.
     """
-    tp, gold, pred = Counter(), Counter(), Counter()
-    for (true, guess), n in pairs.items():
-        for side, counter in ((true, gold), (guess, pred), (true if true == guess else None, tp)):
-            counter[side] += n
-    del tp[None], gold[None], pred[None]
 
-    def score(tp, gold, pred):
-        return prf(tp, gold, tp, pred) | {"tp": tp, "fp": pred - tp, "fn": gold - tp, "support": gold}
+    def score(gold, pred, tp, _):
+        return prf(gold, pred, tp, tp) | {"tp": tp, "fp": pred - tp, "fn": gold - tp, "support": gold}
 
-    scores = {key: score(tp[key], gold[key], pred[key]) for key in sorted(gold.keys() | pred.keys())}
-    result = {"micro": score(tp.total(), gold.total(), pred.total())}
-    for name, weights in (("macro", dict.fromkeys(scores, 1)), ("weighted", gold)):
-        sums = {n: fsum(scores[key][n] * weights[key] for key in scores) for n in ("f1", "precision", "recall")}
-        total = sum(weights.values())
+    micro, scores = tally(((true, guess, n, true == guess) for (true, guess), n in pairs.items()), score)
+    result = {"micro": micro}
+    for name, weight in (("macro", lambda row: 1), ("weighted", itemgetter("support"))):
+        total = sum(map(weight, scores.values()))
+        sums = {n: fsum(row[n] * weight(row) for row in scores.values()) for n in ("f1", "precision", "recall")}
         result[name] = {n: part / total if total else UNDEFINED for n, part in sums.items()}
     return result | {each: scores}
 
@@ -615,56 +571,37 @@ def token_scores(pairs):
 
 def semeval_scores(counts, scheme):
     """Scores of one scheme, over all and per type: recall is gold's side, precision the prediction's."""
-    rule, correct, wrong = SCHEMES[scheme]
-    kinds, pos, act, found, right = Counter(), Counter(), Counter(), Counter(), Counter()
-    for (span, gold, pred), n in (counts["any"] + counts[rule]).items():
-        if gold is None or pred is None:
-            kind = "MIS" if pred is None else "SPU"
-        else:
-            kind = "COR" if correct(span, gold == pred) else wrong
-        kinds[kind] += n
-        for type_, number, credit in ((gold, pos, found), (pred, act, right)):
-            if type_ is not None:
-                number[type_] += n
-                credit[type_] += n * {"COR": 1, "PAR": 0.5}.get(kind, 0)
+    pairs, kinds = counts["any"] + counts["exact" if scheme == "partial" else scheme], Counter()
+    kind_of = dict(zip(CLASSES, SCHEMES[scheme], strict=True))
+    for (class_, *_), n in pairs.items():
+        kinds[kind_of[class_]] += n
+    credit = {name: {"COR": 1, "PAR": 0.5}.get(kind, 0) for name, kind in kind_of.items()}
 
-    def score(found, pos, right, act):
-        scores = prf(found, pos, right, act)
-        return {"POS": pos, "ACT": act} | {number: scores[number] for number in ("precision", "recall", "f1")}
+    def score(gold, pred, found, right):
+        order = dict.fromkeys(("POS", "ACT", "precision", "recall", "f1"))
+        return order | {"POS": gold, "ACT": pred} | prf(gold, pred, found, right)
 
-    types = {key: score(found[key], pos[key], right[key], act[key]) for key in sorted(pos.keys() | act.keys())}
-    total = score(found.total(), pos.total(), right.total(), act.total())
+    total, types = tally(((gold, pred, n, credit[class_]) for (class_, gold, pred), n in pairs.items()), score)
     return {kind: kinds[kind] for kind in ("COR", "INC", "PAR", "MIS", "SPU")} | total | {"types": types}
 
 
 # ---------------------------------------------------------------------------- where it goes wrong
 
 
-def error_class(same, gold, pred):
-    """The class of a pair, given whether its spans are the same, and its types (None: no span on that side)."""
-    if gold is None or pred is None:
-        return "missed" if pred is None else "spurious"
-    return {(True, True): "correct", (True, False): "type", (False, True): "boundary"}.get(
-        (same, gold == pred), "type_boundary"
-    )
-
-
 def error_scores(counts):
     """Counts by class, F1 if all of a class were repaired, and {gold type: {predicted type: n}} with both margins."""
     classes, confusion = dict.fromkeys(CLASSES, 0), defaultdict(Counter)
-    for key, n in (counts["any"] + counts["errors"]).items():
-        classes[error_class(*key)] += n
-        confusion[key[1] or SPURIOUS][key[2] or MISSED] += n
-    pos = sum(n for name, n in classes.items() if name != "spurious")
-    act = sum(n for name, n in classes.items() if name != "missed")
-    repaired = {}
+    for (class_, gold, pred), n in (counts["any"] + counts["errors"]).items():
+        classes[class_] += n
+        confusion[gold or SPURIOUS][pred or MISSED] += n
+    both, repaired = 2 * sum(classes.values()) - classes["spurious"] - classes["missed"], {}
     for name in CLASSES[1:]:
         n, right = classes[name], classes["correct"] + classes[name] * (name != "spurious")
-        both = pos + act + n * (name == "missed") - n * (name == "spurious")
-        repaired[name] = 2 * right / both if both else UNDEFINED
-    margins = (SPURIOUS, MISSED)
-    rows = {name: sorted(row.items(), key=lambda cell: (cell[0] in margins, cell)) for name, row in confusion.items()}
-    confusion = {name: dict(row) for name, row in sorted(rows.items(), key=lambda row: (row[0] in margins, row[0]))}
+        after = both + n * (name == "missed") - n * (name == "spurious")
+        repaired[name] = 2 * right / after if after else UNDEFINED
+    names = sorted({*confusion, *chain(*confusion.values())}, key=lambda name: (name in (SPURIOUS, MISSED), name))
+    rows = {gold: confusion[gold] for gold in names if gold in confusion}
+    confusion = {gold: {pred: row[pred] for pred in names if pred in row} for gold, row in rows.items()}
     return {"classes": classes, "f1_if_repaired": repaired, "confusion": confusion}
 
 
@@ -673,28 +610,20 @@ def error_pairs(gold, pred):
 
     Flags: "split", a gold span that several predictions overlap; "merge", a prediction that overlaps several of gold.
     """
-    golds, preds = sorted(gold), sorted(pred)
-    edges = overlapping(golds, preds)
-    split, merge = Counter(golds[i] for i, _, _ in edges), Counter(preds[j] for _, j, _ in edges)
-    for _, pairs in alignments(gold, pred, ["errors"]):
-        for one, other in pairs:
-            flags = ["split"] * (split[one] > 1) + ["merge"] * (merge[other] > 1)
-            yield error_class(*pair_key(one, other)), one, other, flags
+    edges = overlapping(gold, pred)
+    split, merge = Counter(edge[0] for edge in edges), Counter(edge[1] for edge in edges)
+    for _, kind, one, other in alignments(gold, pred, ["errors"]):
+        yield kind, one, other, ["split"] * (split[one] > 1) + ["merge"] * (merge[other] > 1)
 
 
 def write_errors(out, system, gold, pairs):
     """Write a JSON line for each error of a record, with its context in the text."""
     text = gold["text"]
+    head = {"system": system.name, "file": system.path, "id": gold["id"], "doc_id": gold["doc_id"]}
     for kind, *spans, flags in pairs if out else ():
         if kind == "correct":
             continue
-        line = {
-            "system": system.name,
-            "file": plain(system.path),
-            "id": gold["id"],
-            "doc_id": gold["doc_id"],
-            "class": kind,
-        }
+        line = head | {"class": kind}
         for side, span in zip(("gold", "pred"), spans, strict=True):
             parts = span and (span[3] if span[3:] else [span[:2]])
             line[side] = span and {"start": span[0], "end": span[1], "type": span[2], "text": span_text(text, parts)}
@@ -705,73 +634,70 @@ def write_errors(out, system, gold, pairs):
             line["boundary"] = [f"{edge} too {'long' if by > 0 else 'short'}" for edge, by in moved if by]
         first, last = min(s[0] for s in spans if s), max(s[1] for s in spans if s)
         line |= {"flags": flags, "context": text[max(0, first - AROUND) : last + AROUND]}
-        out.write(to_json(line) + "\n")
+        out.write(plain(to_json(line)) + "\n")
 
 
 # ---------------------------------------------------------------------------- answers of LLMs
 
 
-def count_answer(counts, pred, gold, guess, args):
+def count_answer(found, pred, gold, guess, args):
     """Count how an LLM's answer to a record could be read, and what in it could not be placed.
 
     An item is a mention that the answer names: one of `entities`, or of `dropped`, with the reason. Of types that
     --types and --map_types leave out, no item is counted.
     """
-    status, found, parsed = pred.get("status", "ok"), counts["generation"], counts["parsed"]
+    status, dropped, answer = pred.get("status", "ok"), pred.get("dropped", []), pred.get("answer") or ""
     if status == "empty" and not gold.spans and not gold.filtered:
         status = "ok"  # nothing to say, and nothing said
-    dropped = pred.get("dropped", [])
-    found["complies"] += status == "ok" and all(item["reason"] != "unknown_type" for item in dropped)
     reasons = Counter(item["reason"] for item in dropped if new_type(item["type"], args))
     invented, items = reasons["not_in_text"] + reasons["leaked"], len(guess.spans) + guess.copies + reasons.total()
-    found.update({"records": 1, "items": items, "invented": invented, "with items": bool(items)})
+    found.update([status])
+    found.update(reasons)  # no reason is named as a status
+    found.update(records=1, items=items, dropped=reasons.total(), invented=invented, with_items=bool(items))
     found["share"] += invented / items if items else 0
-    counts["status"][status] += 1
-    counts["dropped"].update(reasons)
+    found["complies"] += status == "ok" and all(item["reason"] != "unknown_type" for item in dropped)
     if status in PARSED:
-        parsed.update({"right": len(gold.spans & guess.spans), "gold": len(gold.spans), "pred": len(guess.spans)})
-    answer = pred.get("answer") or ""
+        found.update(right=len(gold.spans & guess.spans), gold=len(gold.spans), predicted=len(guess.spans))
     for start, end, named in own_offsets(answer if isinstance(answer, str) else "\n".join(answer)):
         found["offsets"] += 1
-        found["right offsets"] += 0 <= start < end and pred["text"][start:end] == named
+        found["right_offsets"] += 0 <= start < end and pred["text"][start:end] == named
 
 
 def own_offsets(answer):
     """The distinct (start, end, mention) that an answer in the format `spans` gives itself."""
-    found, at, decoder = set(), answer.find("{"), json.JSONDecoder()
-    while at >= 0:
+    found, decoder = set(), json.JSONDecoder()
+    for brace in re.finditer("{", answer):
         try:
-            item, end = decoder.raw_decode(answer, at)
+            item, _ = decoder.raw_decode(answer, brace.start())
         except (ValueError, RecursionError):
-            item, end = {}, at + 1  # cut, or no JSON: its status tells
+            continue  # cut, or no JSON: its status tells
         if type(item.get("start")) is type(item.get("end")) is int and isinstance(item.get("text"), str):
             found.add((item["start"], item["end"], item["text"]))
-        else:
-            end = at + 1  # what holds the items
-        at = answer.find("{", end)
     return found
 
 
-def generation_scores(counts):
+def generation_scores(found, micro):
     """Rates of how answers could be read. As they are: status `ok`; after repair: `salvaged` and `truncated`, too."""
-    found, status, dropped, entity = (counts[name] for name in ("generation", "status", "dropped", "entity"))
-    n, items = found["records"], found["items"]
 
-    def rate(part, whole=n):
-        return part / whole if whole else UNDEFINED
+    def rate(*parts, of="records"):
+        return sum(found[part] for part in parts) / found[of] if found[of] else UNDEFINED
 
-    scores = {"records": n, "parse_rate": rate(status["ok"]),
-              "parse_rate_repaired": rate(sum(status[name] for name in PARSED)),
-              "compliance_rate": rate(found["complies"])}  # fmt: skip
-    scores |= {f"{name}_rate": rate(status[name]) for name in ("truncated", "empty", "refused", "failed")}
-    scores |= {"items": items, "hallucination_rate": rate(found["invented"], items),
-               "hallucination_rate_macro": rate(found["share"], found["with items"])}  # fmt: skip
-    scores |= {f"{reason}_rate": rate(dropped[reason], items) for reason in ("leaked", "unknown_type", "surplus")}
-    scores |= {"own_offsets": found["offsets"], "boundary_accuracy": rate(found["right offsets"], found["offsets"])}
-    micro, parsed = averages(entity)["micro"], counts["parsed"]
-    right, wrong = micro["tp"], micro["fp"] + dropped.total()
-    scores["f1_with_dropped"] = prf(right, micro["support"], right, right + wrong)["f1"]
-    return scores | {"f1_of_parsed": prf(parsed["right"], parsed["gold"], parsed["right"], parsed["pred"])["f1"]}
+    right, wrong = micro["tp"], micro["fp"] + found["dropped"]
+    return {
+        "records": found["records"],
+        "parse_rate": rate("ok"),
+        "parse_rate_repaired": rate(*PARSED),
+        "compliance_rate": rate("complies"),
+        **{f"{status}_rate": rate(status) for status in ("truncated", "empty", "refused", "failed")},
+        "items": found["items"],
+        "hallucination_rate": rate("invented", of="items"),
+        "hallucination_rate_macro": rate("share", of="with_items"),
+        **{f"{reason}_rate": rate(reason, of="items") for reason in ("leaked", "unknown_type", "surplus")},
+        "own_offsets": found["offsets"],
+        "boundary_accuracy": rate("right_offsets", of="offsets"),
+        "f1_with_dropped": prf(micro["support"], right + wrong, right, right)["f1"],
+        "f1_of_parsed": prf(found["gold"], found["predicted"], found["right"], found["right"])["f1"],
+    }
 
 
 # ---------------------------------------------------------------------------- documents resampled
@@ -781,12 +707,12 @@ def document_counts(runs, documents):
     """(runs, documents, types, 3) floats: tp, fp and fn."""
     import numpy as np
 
-    names = {name: i for i, name in enumerate(sorted({name for system in runs for name in system.types}))}
+    names = sorted({pair[0] or pair[1] for system in runs for pair in system.rows})
     table = np.zeros((len(runs), documents, max(1, len(names)), 3))
     for counts, system in zip(table, runs, strict=True):
-        document, type_, kind = np.frombuffer(system.rows, np.int64).reshape(-1, 3).T
-        places = np.array([names[name] for name in system.types], np.int64)
-        np.add.at(counts, (document, places[type_], kind), 1)
+        for (gold, pred), found in system.rows.items():
+            kind = 1 if gold is None else 2 if pred is None else 0
+            counts[:, names.index(gold or pred), kind] = np.bincount(found, minlength=documents)
     return table
 
 
@@ -798,6 +724,15 @@ def f1_of(counts):
     return np.divide(2 * tp, both, out=np.zeros_like(both), where=both > 0)
 
 
+def weighted_sums(table, draws):
+    """(draws, runs, types, 3): the counts over all documents, each as often as a draw has it."""
+    import numpy as np
+
+    runs, n, types, _ = table.shape
+    flat = table.swapaxes(0, 1).reshape(n, runs * types * 3)
+    return np.array([np.asarray(weights, float) @ flat for weights in draws]).reshape(-1, runs, types, 3)
+
+
 def intervals(table, args):
     """95 % percentile intervals, by --resamples bootstraps of documents, of scores recomputed from summed counts.
 
@@ -806,10 +741,8 @@ def intervals(table, args):
     """
     import numpy as np
 
-    runs, n, types, _ = table.shape
-    rng, flat = np.random.default_rng(args.seed), table.swapaxes(0, 1).reshape(n, -1)
-    draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(args.resamples))
-    totals = np.array([weights.astype(float) @ flat for weights in draws]).reshape(-1, runs, types, 3)
+    rng, n = np.random.default_rng(args.seed), table.shape[1]
+    totals = weighted_sums(table, (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(args.resamples)))
     micro, present = totals.sum(2), np.maximum(1, totals.any(3).sum(2))
     figures = {"f1": f1_of(micro), "precision": f1_of(micro[..., [0, 1, 1]]), "recall": f1_of(micro[..., [0, 2, 2]]),
                "macro_f1": f1_of(totals).sum(2) / present}  # fmt: skip
@@ -825,25 +758,22 @@ def swap_test(first, other, args):
     """
     import numpy as np
 
-    sides = [table.sum(2) for table in (first, other)]  # (runs, documents, 3)
+    sides = [table.sum(2, keepdims=True) for table in (first, other)]
     turns = [np.resize(side, (len(mine), *side.shape[1:])) for mine, side in zip(sides, sides[::-1], strict=True)]
-    moves = [theirs - mine for mine, theirs in zip(sides, turns, strict=True)]
-    apart = np.any([move.any((0, 2)) for move in moves], 0)
-    moves, totals, n = [move[:, apart] for move in moves], [side.sum(1) for side in sides], int(apart.sum())
-    means = [f1_of(total).mean() for total in totals]
-    difference = float(means[1] - means[0])
-    exact = n < 60 and 2**n <= args.resamples + 1
-    if exact:
-        batches = [np.array(list(product((0.0, 1.0), repeat=n))).reshape(2**n, n)]
-    else:
-        rng, size = np.random.default_rng(args.seed), max(1, 10**6 // n)
-        sizes = [min(size, args.resamples - start) for start in range(0, args.resamples, size)]
-        batches = (rng.integers(0, 2, (rows, n)).astype(float) for rows in sizes)
-    hits = 0
-    for swaps in batches:
-        ours, theirs = (f1_of(total[:, None] + swaps @ move).mean(0) for total, move in zip(totals, moves, strict=True))
-        hits += int((abs(theirs - ours) >= abs(difference) - 1e-12).sum())
-    return difference, hits / 2**n if exact else (hits + 1) / (args.resamples + 1), exact
+    ours, moves = np.concatenate(sides), np.concatenate(turns) - np.concatenate(sides)  # the runs of both
+    moves = moves[:, moves.any((0, 2, 3))]
+    n, split = moves.shape[1], len(first)
+
+    def difference(counts):
+        f1 = f1_of(counts)[..., 0]
+        return f1[..., split:].mean(-1) - f1[..., :split].mean(-1)
+
+    exact, rng = n < 60 and 2**n <= args.resamples + 1, np.random.default_rng(args.seed)
+    swaps = product((0, 1), repeat=n) if exact else (rng.integers(0, 2, n) for _ in range(args.resamples))
+    observed = float(difference(ours.sum(1)))
+    swapped = difference(ours.sum(1) + weighted_sums(moves, swaps))
+    hits = int((abs(swapped) >= abs(observed) - 1e-12).sum())
+    return observed, hits / 2**n if exact else (hits + 1) / (args.resamples + 1), exact
 
 
 def compare_systems(groups, documents, args):
@@ -884,9 +814,9 @@ def plain(text):
 
 def system_scores(system, args):
     """The scores of one prediction file, in the order that metrics.json has."""
-    counts, scores, info = system.counts, {}, system.info
+    counts, scores, info, entity = system.counts, {}, system.info, averages(entity_pairs(system))
     if "entity" in args.levels:
-        scores["entity"] = averages(counts["entity"])
+        scores["entity"] = entity
         if system.iob or args.gold_iob:
             scores["entity_other_scheme"] = averages(counts["entity_other_scheme"])
     if "semeval" in args.levels:
@@ -894,7 +824,7 @@ def system_scores(system, args):
     if "token" in args.levels:
         scores["token"] = token_scores(counts["token"])
     if "generation" in args.levels and counts["generation"]:
-        scores["generation"] = generation_scores(counts)
+        scores["generation"] = generation_scores(counts["generation"], entity["micro"])
     if "entity" in args.levels:
         scores["errors"] = error_scores(counts)
     if args.facets:
@@ -921,16 +851,16 @@ def group_scores(runs, bounds, args):
     scores = trees[0]
     if len(trees) > 1:
         zeros = list(dict.fromkeys(zero for tree in trees for zero in tree.pop("undefined")))
-        spread = {"files": [plain(system.path) for system in runs]}
+        spread = {"files": [system.path for system in runs]}
         if "entity" in args.levels:
-            spread |= {"f1": [tree["entity"]["micro"]["f1"] for tree in trees]}
-            means = ("micro", "macro")
-            spread["sd"] = {mean: over_runs([tree["entity"][mean] for tree in trees], stdev) for mean in means}
-        sections = dict.fromkeys(chain.from_iterable(trees))  # answers, or seconds, that not all have: of those that do
+            spread["f1"] = [tree["entity"]["micro"]["f1"] for tree in trees]
+            spread["sd"] = {mean: over_runs([tree["entity"][mean] for tree in trees], stdev)
+                            for mean in ("micro", "macro")}  # fmt: skip
+        sections = dict.fromkeys(chain(*trees))  # answers, or seconds, that not all have: of those that do
         scores = {name: over_runs([tree[name] for tree in trees if name in tree]) for name in sections}
         scores |= {"runs": spread, "undefined": zeros}
-    first = {level: scores[level] for level in LEVELS if level in scores}
-    return first | ({"intervals": bounds} if bounds else {}) | scores
+    levels = {name: scores[name] for name in scores if name in LEVELS}
+    return levels | ({"intervals": bounds} if bounds else {}) | scores
 
 
 def signature(systems, facts, args):
@@ -941,83 +871,64 @@ def signature(systems, facts, args):
     counts = "|".join(f"{key}:{facts[key]}" for key in ("records", "documents", "entities"))
     types = f"|types:{'+'.join(sorted(args.types))}" if args.types else ""
     if args.map_types:
-        digest = sha256(args.map_types.removesuffix(":group"))[:8]
-        types += f"|map:{plain(os.path.basename(args.map_types))}:{digest}"
+        path = args.map_types.removesuffix(":group")
+        types += f"|map:{os.path.basename(args.map_types)}:{sha256(path)[:8]}"
     return f"scheme:{scheme}|unit:{unit}|macro:gold+pred{types}|{counts}|version:{VERSION}"
 
 
 def make_report(systems, facts, args):
     """metrics.json: signature, systems, tests, and the options that made it."""
-    groups = {}
+    groups, bounds, tests = {}, {}, []
     for system in systems:
         groups.setdefault(system.name, []).append(system)
-    bounds, tests = {}, []
     if args.resamples and not find_spec("numpy"):
         log("warning: numpy is not installed: no intervals, no tests")
     elif args.resamples:
         bounds, tests = compare_systems(groups, facts["documents"], args)
         if facts["documents"] < FEW:
             log(f"warning: {facts['documents']} documents: intervals and tests by document say little below {FEW}")
-    report = {"signature": signature(systems, facts, args)}
-    report["systems"] = {name: group_scores(runs, bounds.get(name), args) for name, runs in groups.items()}
-    report["tests"] = tests
     options = ("level", "scheme", "by", "train_file", "types", "map_types", "allow_missing", "resamples", "seed")
-    options = {name: getattr(args, name) for name in options}
-    return report | {"options": {name: plain(v) if isinstance(v, str) else v for name, v in options.items()}}
-
-
-def comparison_row(name, scores, report):
-    """What the comparison table shows of one system, by column."""
-    row = {}
-    if "entity" in scores:
-        micro, macro = scores["entity"]["micro"], scores["entity"]["macro"]
-        row = {"F1": micro["f1"]}
-        if "intervals" in scores:
-            row["95 %"] = "{:.4f}-{:.4f}".format(*scores["intervals"]["f1"])
-        if "runs" in scores:
-            row |= {"sd": scores["runs"]["sd"]["micro"]["f1"], "runs": len(scores["runs"]["files"])}
-        row |= {"P": micro["precision"], "R": micro["recall"], "macro F1": macro["f1"]}
-        if "entity_other_scheme" in scores:
-            other = "lenient" if report["options"]["scheme"] == "strict" else "strict"
-            row[f"{other} F1"] = scores["entity_other_scheme"]["micro"]["f1"]
-    row |= {f"SE-{scheme}": part["f1"] for scheme, part in scores.get("semeval", {}).items()}
-    if "token" in scores:
-        row["token F1"] = scores["token"]["by_type"]["micro"]["f1"]
-    if "generation" in scores:
-        part = scores["generation"]
-        row |= {"F1+dropped": part["f1_with_dropped"], "parsed": part["parse_rate_repaired"],
-                "halluc.": part["hallucination_rate"]}  # fmt: skip
-    row |= {short: scores[f"{key}_per_1000"] for key, short in (("seconds", "s/1k"), ("cost", "$/1k"))
-            if f"{key}_per_1000" in scores}  # fmt: skip
-    p = next((test["p_holm"] for test in report["tests"] if test["system"] == name), None)
-    return row | ({} if p is None else {"p": f"{p:.4f}{'*' if p < 0.05 else ''}"})
+    return {
+        "signature": signature(systems, facts, args),
+        "systems": {name: group_scores(runs, bounds.get(name), args) for name, runs in groups.items()},
+        "tests": tests,
+        "options": {name: getattr(args, name) for name in options},
+    }
 
 
 def comparison(report):
-    """The rows of the comparison, (system, {column: figure}); the fullest one has the columns first."""
-    rows = [(name, comparison_row(name, scores, report)) for name, scores in report["systems"].items()]
-    columns = dict.fromkeys(column for _, row in sorted(rows, key=lambda row: -len(row[1])) for column in row)
-    return [(name, {column: row.get(column, "-") for column in columns}) for name, row in rows]
+    """The rows of the comparison, (system, {column: figure}), with each column that a system has."""
+    other, rows = OTHER[report["options"]["scheme"]], []
+    marks = {test["system"]: f"{test['p_holm']:.4f}{'*' * (test['p_holm'] < 0.05)}" for test in report["tests"]}
+    for name, scores in report["systems"].items():
+        row = {}
+        for column, path in COLUMNS.items():
+            found = reduce(lambda node, key: node.get(key, {}), path.split("."), scores)
+            row[column.format(other)] = found if found != {} else "-"
+        if "intervals" in scores:
+            row["95 %"] = "{:.4f}-{:.4f}".format(*scores["intervals"]["f1"])
+        if row["runs"] != "-":
+            row["runs"] = len(row["runs"])
+        rows.append((name, row | {"p": marks.get(name, "-")}))
+    columns = [column for column in rows[0][1] if any(row[column] != "-" for _, row in rows)]
+    return [(name, {column: row[column] for column in columns}) for name, row in rows]
 
 
 def tables(scores, args):
     """Yield (title, [(row name, {column: figure})]) for all that is printed of one system."""
-    other, means = "lenient" if args.scheme == "strict" else "strict", ("micro", "macro", "weighted")
     token = scores.get("token", {})
-    parts = {"entity": scores.get("entity"), f"entity, {other}": scores.get("entity_other_scheme"),
-             "token": token.get("by_type")}  # fmt: skip
-    if args.level == "token":
-        parts["token, by tag"] = token["by_tag"]
+    parts = {"entity": scores.get("entity"), f"entity, {OTHER[args.scheme]}": scores.get("entity_other_scheme"),
+             "token": token.get("by_type"), "token, by tag": token.get("by_tag")}  # fmt: skip
     for title, part in parts.items():
-        if part:
-            each = {**part.get("types", {}), **part.get("tags", {})} if "type" in args.by else {}
-            yield title, in_order([*each.items(), *((mean, part[mean]) for mean in means)])
+        if part and (title != "token, by tag" or args.level == "token"):
+            *means, (_, each) = part.items()
+            yield title, [*(each.items() if "type" in args.by else ()), *means]
     if token:
         yield "tokens, O included", [("accuracy", {"": token["accuracy"]})]
     if "semeval" in scores:
         yield "SemEval-2013", scores["semeval"].items()
     for facet in (facet for facet in args.facets if facet in args.by):  # the others are of the HTML report
-        yield f"by {facet}", in_order(scores["by"][facet].items())
+        yield f"by {facet}", scores["by"][facet].items()
     if "errors" in scores:
         classes, repaired, confusion = scores["errors"].values()
         yield "errors", [(kind, {"n": n, "F1 if repaired": repaired.get(kind, "-")}) for kind, n in classes.items()]
@@ -1030,12 +941,6 @@ def tables(scores, args):
         yield "answers", [(rate, {"": value}) for rate, value in scores["generation"].items()]
 
 
-def in_order(rows):
-    """Rows with the columns in the order in which people read them."""
-    columns = ("precision", "recall", "f1", "tp", "fp", "fn", "support")
-    return [(name, {column: row[column] for column in columns if column in row}) for name, row in rows]
-
-
 def figure(value):
     """A cell as text: floats with 4 decimals, nothing that a terminal would obey."""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -1043,10 +948,12 @@ def figure(value):
 
 
 def aligned(title, rows, markdown=False):
-    """A table of (row name, {column: figure}) as text; "-" for what a row has not."""
-    rows = list(rows)
+    """A table of (row name, {column: figure}) as text, P R F1 before counts; "-" for what a row has not."""
+    rows, shown = list(rows), {"precision": "P", "recall": "R", "f1": "F1"}
     columns = dict.fromkeys(column for _, row in rows for column in row if not isinstance(row[column], dict))
-    cells = [[title, *({"precision": "P", "recall": "R", "f1": "F1"}.get(column, column) for column in columns)]]
+    if "f1" in columns and "tp" in columns:
+        columns = dict.fromkeys((*shown, *columns))
+    cells = [[title, *(shown.get(column, column) for column in columns)]]
     cells += [[name, *(row.get(column, "-") for column in columns)] for name, row in rows]
     cells = [list(map(figure, row)) for row in cells]
     if markdown:
@@ -1075,15 +982,18 @@ def write_html(report, systems, kept, args):
 
     What has an order is a list: JavaScript sorts the keys of objects that look like numbers.
     """
-    firsts = [next(system for system in systems if system.name == name) for name in report["systems"]]
-    columns = [systems.index(system) for system in firsts]
-    data = {"title": plain(os.path.basename(args.gold)), "signature": report["signature"]}
-    data["systems"] = list(report["systems"].items())
-    data["comparison"] = [(name, {key: figure(v) for key, v in row.items()}) for name, row in comparison(report)]
-    data["history"] = [(system.name, points) for system in firsts if (points := curve(system.info.get("history")))]
-    data["records"] = [[*head, [pairs[i] for i in columns]] for *head, pairs in kept]
+    columns = [args.names.index(name) for name in report["systems"]]  # of several runs, the first
+    histories = [(systems[i].name, curve(systems[i].info.get("history"))) for i in columns]
+    data = {
+        "title": os.path.basename(args.gold),
+        "signature": report["signature"],
+        "systems": list(report["systems"].items()),
+        "comparison": [(name, {key: figure(v) for key, v in row.items()}) for name, row in comparison(report)],
+        "history": [(name, points) for name, points in histories if points],
+        "records": [[*head, [pairs[i] for i in columns]] for *head, pairs in kept],
+    }
     with writing(args.html) as out:
-        out.write(TEMPLATE.replace("{{DATA}}", to_json(data).replace("<", "\\u003c")))
+        out.write(plain(TEMPLATE.replace("{{DATA}}", to_json(data).replace("<", "\\u003c"))))
 
 
 def curve(history):
@@ -1125,50 +1035,43 @@ def parse_args(argv=None):
     add("--errors", metavar="JSONL", help="write each error (default: %(default)s)")
     add("--min_f1", type=float, metavar="X", help="exit 1 where a micro F1 is below X (default: %(default)s)")
     args = parser.parse_args(argv)
-    check_args(args, parser)
-    return args
-
-
-def check_files(args, parser):
-    """Give each file of --pred its name; refuse files that don't go together."""
     if not args.names:
         names = [os.path.basename(path) for path in args.pred]
         args.names = names if len(set(names)) == len(names) else args.pred
-    args.names = list(map(plain, args.names))
-    if len(args.names) != len(args.pred):
-        parser.error(f"--names: {len(args.names)} for the {len(args.pred)} files of --pred; give each its name")
-    if len(set(zip(args.names, args.pred, strict=True))) != len(args.pred):
-        parser.error("--pred: one file stands twice under one name")
-    args.column = None
-    if not args.gold:
-        if len(args.pred) != 1 or not is_iob(args.pred[0]):
-            parser.error("--gold: give the truth; without it, --pred is one IOB file with gold and predicted columns")
-        args.gold, args.column = args.pred[0], -2
-    outputs = [os.path.realpath(path) for path in (args.output_file, args.html, args.errors) if path]
-    type_map = (args.map_types or "").removesuffix(":group")
-    inputs = {os.path.realpath(path) for path in (args.gold, *args.pred, args.train_file, type_map) if path}
-    if inputs & set(outputs) or len(set(outputs)) < len(outputs):
-        parser.error("--output_file, --html, --errors: one of them is an input, or another output; name another file")
-
-
-def check_args(args, parser):
-    """Cross-check the flags and derive what they stand for."""
-    check_files(args, parser)
-    if "seen" in args.by and not args.train_file:
-        parser.error("--by seen: give the --train_file whose mentions are seen")
-    if args.resamples < 0 or args.seed < 0:
-        parser.error("--resamples and --seed: 0 or more")
-    if args.min_f1 is not None and not 0 <= args.min_f1 <= 1:
-        parser.error("--min_f1: from 0 to 1")
-    needy = args.min_f1 is not None or args.html or args.errors or args.by != ["type"]
-    if args.level not in ("all", "entity") and needy:
-        parser.error(f"--min_f1, --html, --errors and --by need entities, which --level {args.level} leaves out")
-    args.levels = ("entity", "token", "semeval", "generation") if args.level == "all" else (args.level,)
+    for wrong, problem in usage_errors(args):
+        if wrong:
+            parser.error(problem)
+    args.column = None if args.gold else -2
+    args.gold = args.gold or args.pred[0]
+    args.levels = levels[:-1] if args.level == "all" else (args.level,)
     args.resamples *= "entity" in args.levels
     args.rules = ["errors"] * ("entity" in args.levels) + ["strict", "exact", "type"] * ("semeval" in args.levels)
     wanted = FACETS if args.html else args.by
     args.facets = [name for name in FACETS if name in wanted and (name != "seen" or args.train_file)]
     args.gold_iob, args.type_map = is_iob(args.gold), {}
+    return args
+
+
+def usage_errors(args):
+    """(whether it is so, what to say) of all that the flags must not be together."""
+    type_map, pairs = (args.map_types or "").removesuffix(":group"), set(zip(args.names, args.pred, strict=False))
+    inputs = {os.path.realpath(path) for path in (args.gold, *args.pred, args.train_file, type_map) if path}
+    outputs = [os.path.realpath(path) for path in (args.output_file, args.html, args.errors) if path]
+    beyond = args.min_f1 is not None or args.html or args.errors or args.by != ["type"]
+    return (
+        (len(args.names) != len(args.pred),
+         f"--names: {len(args.names)} for the {len(args.pred)} files of --pred; give each its name"),
+        (len(pairs) < len(args.pred), "--pred: one file stands twice under one name"),
+        (not args.gold and (len(args.pred) > 1 or not is_iob(args.pred[0])),
+         "--gold: give the truth; without it, --pred is one IOB file with gold and predicted columns"),
+        (len(inputs.union(outputs)) < len(inputs) + len(outputs),
+         "--output_file, --html, --errors: one of them is an input, or another output; name another file"),
+        ("seen" in args.by and not args.train_file, "--by seen: give the --train_file whose mentions are seen"),
+        (args.resamples < 0 or args.seed < 0, "--resamples and --seed: 0 or more"),
+        (args.min_f1 is not None and not 0 <= args.min_f1 <= 1, "--min_f1: from 0 to 1"),
+        (args.level not in ("all", "entity") and beyond,
+         f"--min_f1, --html, --errors and --by need entities, which --level {args.level} leaves out"),
+    )  # fmt: skip
 
 
 def main(argv=None):
@@ -1181,7 +1084,7 @@ def main(argv=None):
     report = make_report(systems, facts, args)
     if args.html:
         write_html(report, systems, kept, args)
-    text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=2)
+    text = plain(json.dumps(report, ensure_ascii=False, allow_nan=False, indent=2))
     if args.output_file:
         with writing(args.output_file) as out:
             out.write(text + "\n")
