@@ -290,7 +290,7 @@ def test_faults_change_nothing(cli, served, tmp_path, count):
     assert bare == [{k: v for k, v in r.items() if k != "seconds"} for r in read_records(tmp_path / "q.jsonl")]
 
 
-@pytest.mark.parametrize("signal_, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("signal_, code", [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)])
 def test_whatever_ends_it_nothing_is_asked_twice(served, tmp_path, signal_, code):
     path, answers = corpus_of(tmp_path, 200)
     server, out = served(answers, delay=0.02), tmp_path / "p.jsonl"
@@ -710,12 +710,35 @@ def test_nothing_worse_replaces_an_answer_and_money_under_way_counts(tmp_path):
     answers = script.Answers(tmp_path / "log.jsonl")
     for line in ({"answer": "{}", "usage": {"prompt_tokens": 100_000}}, {"error": "500"}, {"answer": ""}):
         answers.add({"request": "a"} | line)
-    answers.close()
+    answers.file.close()
     again = script.Answers(tmp_path / "log.jsonl")
     assert answers.lines["a"]["answer"] == again.lines["a"]["answer"] == "{}"
     endpoint = script.Endpoint(script.parse_args(flags), again)
-    endpoint.reserve(0.5)
-    with pytest.raises(script.Stop):  # 0.1 paid, 0.5 under way
-        endpoint.reserve(0.5)
-    endpoint.reserve(0.3)
-    again.close()
+    endpoint.reserve([], 500_000)
+    with pytest.raises(script.DataError):  # 0.1 paid, 0.5 under way
+        endpoint.reserve([], 500_000)
+    endpoint.reserve([], 300_000)
+    again.file.close()
+
+
+def test_what_the_shortening_of_this_script_found(cli, served, tmp_path):
+    """A key at the edge of the words, a key that is none, a server that takes no limit, files that can't be used."""
+    path, answers = corpus_of(tmp_path, 3)
+    out = tmp_path / "p.jsonl"
+    edge = served(answers, refuse=lambda body: (401, {"error": {"message": "x" * 290 + KEY}}))
+    done = prompt(cli, path, out, edge)
+    assert done.returncode == 1 and "x" * 290 + "***" in done.stderr and KEY[:5] not in done.stderr
+    done = prompt(cli, path, out, edge, OPENAI_API_KEY="“sk-quoted”")
+    assert done.returncode == 1 and "error: OPENAI_API_KEY: not a key" in done.stderr and "quoted" not in done.stderr
+    never = served(answers, refuse=lambda body: (400, {"error": {"message": "max_tokens, max_completion_tokens: no"}}))
+    done = prompt(cli, path, out, never, "--max_completion_tokens", 9)
+    assert done.returncode == 1 and len(never.bodies) == 2 and "no retry can mend that" in done.stderr
+    for url in ("http://127.0.0.1:abc/v1", "http://127.0.0.1:99999/v1", "http://[x/v1"):
+        done = prompt(cli, path, out, served(), "--base_url", url)
+        assert done.returncode == 1 and "error: --base_url: not an address" in done.stderr, done.stderr
+    (tmp_path / "latin").write_bytes(b"Enti\xf1")
+    done = prompt(cli, path, out, served(), "--instruction_file", tmp_path / "latin")
+    assert done.returncode == 1 and "not UTF-8" in done.stderr and "Traceback" not in done.stderr
+    write_jsonl(tmp_path / "bare.jsonl", [{"id": "0", "text": "No entity.", "entities": []}])
+    done = prompt(cli, path, out, served(), "--train_file", tmp_path / "bare.jsonl")
+    assert done.returncode == 1 and "bare.jsonl: no types to ask for" in done.stderr
