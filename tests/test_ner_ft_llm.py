@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ner_ft_llm
-from utils import DataError, parse_answer, read_records, render_answer, types_of, write_jsonl
+from utils import DEPTH, DataError, parse_answer, read_records, render_answer, types_of, write_jsonl
 
 SCRIPT = "ner_ft_llm.py"
 TYPES = ["DISEASE", "RAREDISEASE", "SIGN", "SKINRAREDISEASE", "SYMPTOM"]
@@ -155,8 +155,7 @@ def test_prediction_asks_what_training_showed_and_the_end_is_learned(kind, words
         args = arguments(format=format)
         examples = ner_ft_llm.examples_of(records, dict.fromkeys(TYPES, ""), chat, args)
         for record, example in zip(records, examples, strict=True):
-            ((types, messages),) = ner_ft_llm.questions(record, dict.fromkeys(TYPES, ""), args)
-            prompt = chat.prompt(messages)
+            ((_, types, prompt, _),) = ner_ft_llm.asks_of([record], dict.fromkeys(TYPES, ""), chat, args)
             answer = example["input_ids"][len(prompt) :]
             assert example["input_ids"][: len(prompt)] == prompt and prompt.count(tokenizer.bos_token_id) == 1
             assert example["labels"] == [-100] * len(prompt) + answer and answer[-1] == chat.end
@@ -172,6 +171,7 @@ def test_an_example_is_shown_and_lengths_are_told(trained):
     said = trained[1].stderr
     assert "Find entities." in said and "<|im_start|>assistant\n]]{" in said and '["example"]}<|im_end|>' in said
     assert "8 records in 8 examples; tokens: p50 " in said and "Fever" not in said
+    assert "checkpoints of another command" not in said  # there were none
 
 
 def test_too_long_is_an_error_that_names_the_record(base, eight, cli, tmp_path):
@@ -214,6 +214,8 @@ def test_adapters_learn_eight_other_records(more, trained, short, rare_en, cli, 
                "--instruction_file", short, "--merge_to", tmp_path / "merged", *more)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert right(tmp_path / "eight.jsonl", answers(out)) >= 7, done.stderr
+    counts, base = (json.loads((folder / "run.json").read_text())["counts"] for folder in (out, trained[0]))
+    assert counts["weights"] == base["weights"] + counts["trained"]  # of 4 bits, too
     assert (out / "adapter_model.safetensors").exists() and f"vllm serve {tmp_path / 'merged'}" in done.stderr
     again = cli(SCRIPT, "--adapter", out, "--test_file", tmp_path / "eight.jsonl", "--output_dir", tmp_path / "again")
     assert again.returncode == 0 and "warning" not in again.stderr, again.stderr
@@ -402,16 +404,13 @@ def test_pre_training_learns_decays_and_can_be_used(base, rare_en, eight, cli, t
 
 
 class Fixed:
-    """A constraint over one text, and a way to walk through it."""
+    """What is allowed behind the first tokens of an answer about one text, from the walk that decoding takes."""
 
     def __init__(self, record, types, chat, format, room=10_000):
-        import torch
-
-        self.torch, self.chat = torch, chat
-        self.constraint = ner_ft_llm.Constraint(chat, [(record, types)], 1, room, format)
+        self.walk = ner_ft_llm.copying(chat, record, types, room, format)
 
     def allowed(self, ids):
-        return self.constraint(0, self.torch.tensor([0, *ids]))
+        return self.walk.send(ids[-1] if ids else None)
 
 
 @pytest.fixture(scope="session")
@@ -435,11 +434,13 @@ def test_whatever_the_model_wants_the_answer_is_the_text(chats, kind, text, form
         return
     record, types, chat = {"id": "a", "text": text, "entities": []}, ["SIGN", "DRUG"], chats[kind]
     walk, rng, ids = Fixed(record, types, chat, format, room), random.Random(seed), []
-    for _ in range(ner_ft_llm.bound(record, types, format, room)):
+    bare, tag = render_answer(record, types, format), len("</SIGN>")  # a byte a token, nothing opened after `room`
+    more = DEPTH * tag + room if format == "inline" else tag * (bare.count("\n") + 1)
+    for _ in range(len(bare.encode()) + more + 2):
         may = walk.allowed(ids)
         assert may
         ids.append(rng.choice(may))
-        if ids[-1] in chat.ends():
+        if ids[-1] in chat.ends:
             break
     said, _, ended = chat.read(ids)
     parsed = parse_answer(said, record, types, format)
@@ -558,10 +559,16 @@ def test_continual_training_with_8000_tokens_of_context_is_one_command(words, ra
     (("--train_file", "EIGHT", "--model", "BASE", "--validation_file", "NONE"), 1, "no entity in the 1 records"),
     (("--train_file", "EIGHT", "--model", "BASE", "--training_args", "max_length=9"), 2, "--training_args max_length"),
     (("--train_file", "EIGHT", "--model", "BASE", "--training_args", "weight_decay=abc"), 2, "--training_args"),
+    (("--train_file", "EIGHT", "--model", "BASE", "--instruction_file", "LATIN"), 1, "not UTF-8 at byte 1 of the line"),
+    (("--task", "pretrain", "--train_file", "EIGHT", "--validation_file", "EMPTY", "--model", "BASE"), 1,
+     "empty.txt: no text"),
 ])  # fmt: skip
 def test_wrong_use_is_one_line(args, code, said, base, eight, cli, tmp_path):
     (tmp_path / "none.jsonl").write_text('{"id": "a", "text": "Nothing."}\n')
-    names = {"EIGHT": eight, "BASE": base, "NONE": tmp_path / "none.jsonl"}
+    (tmp_path / "latin.txt").write_bytes("Año".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    names = {"EIGHT": eight, "BASE": base, "NONE": tmp_path / "none.jsonl", "LATIN": tmp_path / "latin.txt",
+             "EMPTY": tmp_path / "empty.txt"}  # fmt: skip
     done = cli(SCRIPT, *(names.get(each, each) for each in args), "--output_dir", tmp_path / "o")
     assert done.returncode == code and said in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr and "error: " in done.stderr.splitlines()[-1]
