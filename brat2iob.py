@@ -61,12 +61,12 @@ from utils import (
     read_iob,
     read_jsonl,
     read_lines,
+    read_sidecar,
     read_type_map,
     run,
     sentence_starts,
     sha256,
     span_text,
-    split_tag,
     tag_spans,
     to_json,
     tokenize,
@@ -78,26 +78,33 @@ NEAR = 20  # a wrong offset is mended within so many characters, as far as real 
 SHOWN = 20  # warnings of one kind printed; the rest is in --report
 GAP = 1000  # characters of padding between passages at most; a larger gap is a wrong offset, not a gap
 OVERLAPS = ("longest", "shortest", "first", "last", "layers")
+SIDES = ("train", "dev", "test")  # of --split
 BATCH = 16  # documents that go to a worker at a time
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+BROKEN = (*GZIP_ERRORS, json.JSONDecodeError)
+FIELD_ERRORS = (AttributeError, LookupError, TypeError, ValueError, SyntaxError, OverflowError, RecursionError)
 
 # ---------------------------------------------------------------------------- the report
 
 
 class Report:
-    """What was read, mended, left out and written, and what is wrong: of one document, or (`add`) of all."""
+    """What was read, mended, left out and written, and what is wrong: of one document, or (`add`) of all.
+
+    The keys of `counts` are names; or, of a type, ("tags", state, type) and ("left out", type); or those of `measure`.
+    """
 
     def __init__(self):
-        self.counts, self.flat, self.types, self.kinds, self.messages = Counter(), Counter(), Counter(), Counter(), []
+        self.counts, self.kinds, self.messages = Counter(), Counter(), []
 
-    def warn(self, kind, where, what, level="warning"):
-        """Note what is wrong at the file and line `where`."""
+    def warn(self, kind, where, what, level="warning", count=None):
+        """Note what is wrong at the file and line `where`, and count it; return the report."""
         self.messages.append({"level": level, "kind": kind, "where": where, "what": what})
+        self.counts.update([count] if count else ())
+        return self
 
     def add(self, other):
         """Take in another report; print its messages, SHOWN of a kind."""
         self.counts.update(other.counts)
-        self.flat.update(other.flat)
-        self.types.update(other.types)
         for message in other.messages:
             level, kind, where, what = message.values()
             self.messages.append(message)
@@ -107,69 +114,43 @@ class Report:
             elif self.kinds[level, kind] == SHOWN + 1:
                 log(f"{level}: more like the last ({kind}) are counted, not shown; --report FILE lists them all")
 
-
-def note(kind, where, what, level="warning", **counts):
-    """A report of one message."""
-    report = Report()
-    report.warn(kind, where, what, level)
-    report.counts.update(counts)
-    return report
+    def named(self):
+        """The counts that have a name, as sidecars and --report show them."""
+        return {name: n for name, n in self.counts.items() if isinstance(name, str)}
 
 
 def broken(error):
-    """What is yielded for a document that can't be read: a report, and nothing else."""
+    """The report of a document that can't be read."""
     where, _, what = str(error).partition(": ")
-    left_out = {"left out": 1}
-    return {"report": note("broken document", where, f"{what} (document left out)", "error", **left_out)}
-
-
-def attempt(read, *args):
-    """read(*args), a document; or, where it is broken or unreadable, the report of that."""
-    try:
-        return read(*args)
-    except DataError as error:
-        return broken(error)
-    except OSError as error:
-        return broken(f"{error.filename}: {error.strerror}")
+    return Report().warn("broken document", where, f"{what} (document left out)", "error", "left out")
 
 
 @contextmanager
 def fields(where):
-    """Around code that takes JSON or XML apart: a field that is missing, or of another kind, breaks the document."""
+    """Around code that takes a file, a row or an object apart: what is broken, missing or of another kind is named."""
     try:
         yield
     except DataError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError, SyntaxError, OverflowError, RecursionError) as error:
+    except BROKEN as error:
+        where = where if re.search(r":\d+$", where) else f"{where}:{getattr(error, 'lineno', 1)}"
+        raise DataError(f"{where}: broken: {error}; get it anew from its source") from None
+    except FIELD_ERRORS as error:  # what it says may be text of a document
         raise DataError(f"{where}: a field is missing or not of its kind ({type(error).__name__}); "
                         "compare it with the format's description") from None  # fmt: skip
 
 
-def mention(where, name, type_, spans, reference):
-    """A mention, its fields checked to be of their kinds; ValueError (for `fields`) where one is not."""
-    edges = [edge for span in spans for edge in span]
-    kinds = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges) and isinstance(type_, str)
-    if not edges or not kinds or not type_.strip() or not isinstance(reference, (str, type(None))):
-        raise ValueError
-    return where, str(name), type_.strip(), spans, reference
-
-
 # ---------------------------------------------------------------------------- BRAT
 
-# A reader yields documents: {"doc_id", "report"?, "other"?} and one of
-#   "parts": [(start in the document, text, whether a byte order mark was taken off, mentions)], offsets still to be
-#            resolved; a mention is (where it stands, id, type, spans, reference text or None)
-#   "text", "entities": resolved; optional: "edges", "ids", where its units begin, and their ids; "offsets" of its own
-#            tokens, if it came with them (its units are joined by one space then)
-# or {"report"} alone for a document that is left out.
+# A reader yields functions of (args, report) that return a document, or None where it is left out (workers share the
+# reading so); and reports. In a document "other" are the lines of other kinds, "names" the ids that they may point to;
+# "edges" and "ids" where its units begin, and their ids; "offsets" are of tokens of its own: one space is between its
+# units then; "start" is where a part of a document begins in it.
 
 SPANS = r"\d{1,15}\s+\d{1,15}(?:\s*;\s*\d{1,15}\s+\d{1,15})*"
 T_LINE = re.compile(rf"(\S+)\s+({SPANS})\s*", re.ASCII)
 ANY_LINE = re.compile(r"[A-Z*#]\w*\t")
-SECTION = re.compile(r"([^|\s]+)\|(\w)\|(.*)")
-TITLE = re.compile(r"[^|\s]+\|t\|")
 ANN = (".ann", ".a1", ".a2")
-GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 
 
 def opened(path):
@@ -178,11 +159,8 @@ def opened(path):
 
 def decode(path, encoding):
     """Return (text without byte order mark, whether it had one) of a file, byte for byte as it stands."""
-    try:
-        with opened(path) as file:
-            raw = file.read()
-    except GZIP_ERRORS:
-        raise DataError(f"{path}:1: broken or cut gzip data; unpack it again from its source") from None
+    with fields(path), opened(path) as file:
+        raw = file.read()
     utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
         text = raw.decode(encoding or ("utf-16" if utf16 else "utf-8"))
@@ -191,43 +169,67 @@ def decode(path, encoding):
         raise DataError(f"{path}:{raw.count(10, 0, at) + 1}: not {encoding or 'UTF-8'} at byte {at} of the file; "
                         "say what it is, for example --encoding cp1252") from None  # fmt: skip
     if "\0" in text:
-        raise DataError(f"{path}:{text.count(chr(10), 0, text.find(chr(0))) + 1}: NUL character: not a text file; "
-                        "remove it from the folder")  # fmt: skip
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{path}:{line}: NUL character: not a text file; remove it from the folder")
     return text.removeprefix("\ufeff"), utf16 or text.startswith("\ufeff")
 
 
-def read_annotations(path, encoding, report):
-    """Return (mentions, all other lines) of an .ann file."""
-    mentions, other, seen, blank = [], [], set(), 0
+def read_brat(folder, names, args):
+    """Yield the documents of a folder; `names` are the relative paths of its .txt, .ann, .a1 and .a2 files."""
+    documents = defaultdict(list)
+    for name in sorted(names):
+        if args.input_format != "text" or parted(name)[1] not in ANN:
+            documents[parted(name)[0].replace(os.sep, "/")].append(os.path.join(folder, name))
+    if args.input_format != "text" and not any(parted(name)[1] in ANN for name in names):
+        raise DataError(f"{folder}: no .ann file beside a .txt; for plain texts use --input_format text")
+    for doc_id, paths in sorted(documents.items()):
+        yield partial(brat_document, doc_id, paths)
+
+
+def brat_document(doc_id, paths, args, report):
+    """The document of a .txt and its annotations; --input_format text: without."""
+    anns = [path for path in paths if parted(path)[1] in ANN]
+    txts = [path for path in paths if path not in anns]
+    if len(txts) != 1:
+        raise DataError(f"{paths[0]}: {'two' if txts else 'no'} .txt of the same name beside it; there must be one")
+    if not anns and args.input_format != "text":
+        report.warn("no annotations", txts[0], "no .ann beside it; left out (not an empty gold)", count="left out")
+        return None
+    text, had_bom = decode(txts[0], args.encoding)
+    mentions, other = [], []
+    for path in anns:
+        read_annotations(path, args.encoding, mentions, other, report)
+    return resolved(doc_id, [(text, had_bom, mentions)], args, report, other)
+
+
+def read_annotations(path, encoding, mentions, other, report):
+    """Add the mentions of an .ann file to `mentions`, all other lines to `other`."""
+    seen, blank = set(), 0
     for number, line in enumerate(decode(path, encoding)[0].split("\n"), 1):
         line, where = line.removesuffix("\r"), f"{path}:{number}"
         if not line.strip():
             blank += 1
-        elif line[0] == "T":
-            mentions.append(text_bound(line, where, seen, report))
-            blank = 0
-        elif mentions and not ANY_LINE.match(line) and is_cut(mentions[-1]):  # its text has line ends, raw
+            continue
+        if line[0] == "T":
+            name, cell, reference, *_ = [*line.split("\t", 2), "", ""]
+            match = T_LINE.fullmatch(cell)
+            if not match or " " in name:
+                raise DataError(f"{where}: not `ID<TAB>TYPE START END<TAB>text`; mend or delete the line")
+            if name in seen:
+                report.warn("duplicate id", where, f"{name} stands twice; both are kept")
+            seen.add(name)
+            spans = [[int(edge) for edge in span.split()] for span in match[2].split(";")]
+            mentions.append((where, name, match[1], spans, reference or None))
+        elif seen and not ANY_LINE.match(line) and is_cut(mentions[-1]):  # its text has line ends, raw
             mentions[-1] = (*mentions[-1][:4], mentions[-1][4] + "\n" * (blank + 1) + line)
-            blank = 0
         else:
             other.append(line)
-            report.counts[f"lines {line[0] if line[0] in 'REAMN*#' else '?'}"] += 1
-            if line[0] not in "REAMN*#":
+            kind = line[0] if line[0] in "REAMN*#" else "?"
+            report.counts[f"lines {kind}"] += 1
+            if kind == "?":
                 report.warn("unknown line", where, "not a BRAT line; passed over")
-    return mentions, other
-
-
-def text_bound(line, where, seen, report):
-    """The mention of a T line."""
-    cells = line.split("\t", 2)
-    match = T_LINE.fullmatch(cells[1]) if len(cells) > 1 and " " not in cells[0] else None
-    if not match:
-        raise DataError(f"{where}: not `ID<TAB>TYPE START END<TAB>text`; mend or delete the line")
-    if cells[0] in seen:
-        report.warn("duplicate id", where, f"{cells[0]} stands twice; both are kept")
-    seen.add(cells[0])
-    spans = [[int(edge) for edge in span.split()] for span in match[2].split(";")]
-    return where, cells[0], match[1], spans, "".join(cells[2:]) or None
+            continue
+        blank = 0
 
 
 def is_cut(mention):
@@ -235,177 +237,143 @@ def is_cut(mention):
     return mention[4] is not None and len(mention[4]) < sum(end - start for start, end in mention[3])
 
 
-def brat_document(doc_id, txt, anns, encoding):
-    report, mentions, other = Report(), [], []
-    text, had_bom = decode(txt, encoding)
-    for ann in anns:
-        found, rest = read_annotations(ann, encoding, report)
-        mentions += found
-        other += rest
-    return {"doc_id": doc_id, "parts": [(0, text, had_bom, mentions)], "other": other, "report": report}
-
-
-def read_brat(folder, names, encoding):
-    """Yield the documents of a folder; `names` are the relative paths of its .txt, .ann, .a1 and .a2 files."""
-    pairs = {}
-    for name in names:
-        base, suffix = os.path.splitext(name.removesuffix(".gz"))
-        if suffix.lower() in pairs.setdefault(base, {}):
-            what = "the same name stands there twice, in capital letters or as .gz"
-            yield {"report": note("two files", os.path.join(folder, name), what, "error")}
-        pairs[base][suffix.lower()] = os.path.join(folder, name)
-    if not any(suffix in pair for pair in pairs.values() for suffix in ANN):
-        raise DataError(f"{folder}: no .ann file beside a .txt; for plain texts use --input_format text")
-    for name, pair in sorted(pairs.items()):
-        anns = [pair[suffix] for suffix in ANN if suffix in pair]
-        left_out = {"left out": 1}
-        if ".txt" not in pair:
-            what = "no .txt of the same name beside it; left out"
-            yield {"report": note("no text", anns[0], what, "error", **left_out)}
-        elif not anns:
-            what = "no .ann beside it; left out (not an empty gold)"
-            yield {"report": note("no annotations", pair[".txt"], what, **left_out)}
-        else:
-            yield partial(attempt, brat_document, name.replace(os.sep, "/"), pair[".txt"], anns, encoding)
-
-
 # ---------------------------------------------------------------------------- other formats
 
+SECTION = re.compile(r"([^|\s]+)\|(\w)\|(.*)")
+TITLE = re.compile(r"[^|\s]+\|t\|")
+PUBTATOR, CHEMPROT = (1, 2, 3, 4), (3, 4, 5, 2)  # the columns of start, end, text and type of a mention, from 0
 
-def is_offset(text):
-    """Whether a column is a number that can be an offset."""
-    return text.isdecimal() and len(text) < 16
+
+def mention(where, name, type_, spans, reference):
+    """A mention whose type and text may be anything; an error (for `fields`) where they are no text."""
+    if not isinstance(reference, (str, type(None))) or not type_.strip():
+        raise ValueError
+    return where, str(name), type_.strip(), [[int(start), int(end)] for start, end in spans], reference
 
 
-def read_pubtator(path, encoding):
+def read_pubtator(path, args):
     """Yield the documents of a PubTator file: one begins at each `ID|t|title`."""
-    block = []
-    for number, line in itertools.chain(read_lines(path, encoding), [(0, None)]):
-        if block and (line is None or ("|t|" in line and TITLE.match(line))):
-            yield partial(attempt, pubtator_document, path, block)
-            block = []
-        if line and line.strip():
-            block.append((number, line))
+    lines = []
+    for number, line in read_lines(path, args.encoding):
+        if lines and "|t|" in line and TITLE.match(line):
+            yield partial(rows_document, lines, PUBTATOR)
+            lines = []
+        if line.strip():
+            lines.append((f"{path}:{number}", line))
+    if lines:
+        yield partial(rows_document, lines, PUBTATOR)
 
 
-def pubtator_document(path, block):
-    """Title and abstract with one character between them; rows of 6 or 7 columns are mentions, of 4 or 5 relations."""
-    report, texts, mentions, doc_id = Report(), [], [], None
-    for number, line in block:
-        section, cells, where = SECTION.match(line), line.split("\t"), f"{path}:{number}"
-        doc_id = doc_id or (section and section[1])
-        if (section[1] if section else cells[0]) != doc_id or not doc_id:
-            raise DataError(f"{where}: not a line of document {doc_id}; begin each document with `ID|t|title`")
-        if section:
-            texts.append(section[3])
-        elif len(cells) >= 5 and is_offset(cells[1]) and is_offset(cells[2]) and cells[4].strip():
-            mentions.append((where, "mention", cells[4].strip(), [[int(cells[1]), int(cells[2])]], cells[3]))
-        elif len(cells) in (4, 5) and cells[1].strip() and not is_offset(cells[1]):
+def read_chemprot(path, entities, args):
+    """Yield the documents of ChemProt's PREFIX_abstracts.tsv with its PREFIX_entities.tsv, which is held in memory."""
+    rows, used = by_document(entities, args, lambda line: line.split("\t", 1)[0]), set()
+    for number, line in read_lines(path, args.encoding):
+        if line.strip():
+            used.add(doc_id := line.split("\t", 1)[0])
+            yield partial(rows_document, [(f"{path}:{number}", line), *rows.get(doc_id, [])], CHEMPROT)
+    for doc_id in sorted(rows.keys() - used):
+        yield broken(f"{rows[doc_id][0][0]}: no abstract of the id {doc_id}")
+
+
+def by_document(path, args, key):
+    """Return {key(line): [(where it stands, line)]} of a file whose lines say to which document they belong."""
+    documents = defaultdict(list)
+    for number, line in read_lines(path, args.encoding):
+        if line.strip():
+            with fields(f"{path}:{number}"):
+                documents[key(line)].append((f"{path}:{number}", line))
+    return documents
+
+
+def rows_document(lines, columns, args, report):
+    """Title and abstract with one character between them, of `ID|t|title` and `ID|a|abstract`, or of a row of three.
+
+    Rows of PubTator that have 4 or 5 cells are relations; all others are mentions.
+    """
+    texts, mentions, doc_id = [], [], None
+    for where, line in lines:
+        section, cells = SECTION.match(line), line.split("\t")
+        first = columns == CHEMPROT and not texts and len(cells) == 3
+        name, *text = section.group(1, 3) if section else cells if first else cells[:1]
+        doc_id = doc_id or (name if text else None)
+        if name != doc_id:
+            raise DataError(f"{where}: not of document {doc_id or '?'}; begin each document with its title")
+        if text:
+            texts += text
+        elif columns == PUBTATOR and len(cells) in (4, 5) and cells[1].strip() and not cells[1].isdecimal():
             report.counts["lines R"] += 1
         else:
-            raise DataError(f"{where}: neither `ID<TAB>START<TAB>END<TAB>text<TAB>TYPE<TAB>CONCEPT` nor a relation")
-    return {"doc_id": doc_id, "parts": [(0, "\n".join(texts), False, mentions)], "report": report}
+            with fields(where):
+                start, end, reference, type_ = (cells[column] for column in columns)
+                mentions.append(mention(where, "mention", type_, [(start, end)], reference))
+    return resolved(doc_id, [("\n".join(texts), False, mentions)], args, report)
 
 
-def read_bioc(path, encoding):
-    """Yield the documents of a BioC file, XML or JSON."""
+def read_bioc(path, args):
+    """Yield the documents of a BioC file, XML (one at a time in memory) or JSON."""
     with opened(path) as file:
         xml = file.read(1 << 10).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")[:1] == b"<"
-        file.seek(0)
-        for document in bioc_xml(path, file) if xml else bioc_json(path, encoding):
-            yield partial(attempt, bioc_document, path, document)
-
-
-def refuse_entities(path, file):
-    """Read XML up to its first element; a DataError where it declares entities, which can grow without end."""
-    from xml.parsers import expat
-
-    def declared(*_):
-        raise DataError(f"{path}:1: declares XML entities, which BioC has no use for; remove them")
-
-    def started(*_):
-        raise StopIteration
-
-    parser = expat.ParserCreate()
-    parser.EntityDeclHandler, parser.StartElementHandler = declared, started
-    try:
-        parser.ParseFile(file)
-    except (StopIteration, expat.ExpatError, *GZIP_ERRORS):
-        file.seek(0)  # what is broken is named when it is read
-
-
-def bioc_json(path, encoding):
     with fields(path):
-        collection = parsed(path, encoding)
-        return list(collection.get("documents", [collection]))
+        collection = {"documents": bioc_xml(path)} if xml else json.loads(decode(path, args.encoding)[0])
+        for document in collection.get("documents", [collection]):
+            yield partial(bioc_document, path, document)
 
 
-def parsed(path, encoding):
-    """A JSON file, whole."""
-    try:
-        return json.loads(decode(path, encoding)[0])
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {getattr(error, 'msg', 'broken')}") from None
-
-
-def bioc_xml(path, file):
-    """Yield each <document> as BioC JSON has it; one at a time in memory."""
+def bioc_xml(path):
+    """Yield each <document> as BioC JSON has it. Expat itself stops entities that explode."""
     from xml.etree import ElementTree
 
-    def whole(element):
-        return None if element is None else "".join(element.itertext())
-
-    def piece(element):
-        inner = {f"{name}s": [piece(each) for each in element.findall(name)] for name in ("annotation", "sentence")}
-        infons = {infon.get("key"): infon.text for infon in element.findall("infon")}
-        spans = [dict(at.items()) for at in element.findall("location")]
-        own = {name: whole(element.find(name)) for name in ("text", "offset")} | {"id": element.get("id")}
-        return own | inner | {"infons": infons, "locations": spans}
-
-    refuse_entities(path, file)
     try:
-        for _, element in ElementTree.iterparse(file):
-            if element.tag == "document":
-                passages = [piece(each) for each in element.findall("passage")]
-                relations = len(list(element.iter("relation"))) * [None]
-                yield piece(element) | {"id": whole(element.find("id")), "passages": passages, "relations": relations}
-                element.clear()
-    except (ElementTree.ParseError, LookupError, ValueError, *GZIP_ERRORS) as error:
-        line = getattr(error, "position", (1,))[0]
-        raise DataError(f"{path}:{line}: not well-formed XML; get the file anew") from None
+        with opened(path) as file:
+            for _, element in ElementTree.iterparse(file):
+                if element.tag == "document":
+                    yield bioc_piece(element)
+                    element.clear()
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path}:{error.position[0]}: broken: {error}; get it anew from its source") from None
 
 
-def bioc_document(path, document):
+def bioc_piece(element):
+    """An element of XML as BioC JSON has it: attributes and simple children by name, the others in lists."""
+    piece = dict(element.items()) | {"infons": {infon.get("key"): infon.text for infon in element.findall("infon")}}
+    for each in element:
+        if each.tag in ("id", "offset", "text"):
+            piece.setdefault(each.tag, "".join(each.itertext()))
+        elif each.tag != "infon":
+            piece.setdefault(f"{each.tag}s", []).append(bioc_piece(each))
+    return piece
+
+
+def bioc_document(path, document, args, report):
     """Passages, or their sentences, one after the other; each annotation belongs to the passage of its offset."""
-    parts, bases, report, position = [], [], Report(), 0
+    parts, bases = [], []
     with fields(f"{path}: document {document.get('id') if isinstance(document, dict) else '?'}"):
         report.counts["lines R"] += len(document.get("relations") or ())
         notes = [(None, each) for each in document.get("annotations") or ()]
-        for number, passage in enumerate(sorted(document["passages"], key=lambda each: int(each["offset"]))):
-            sentences = sorted(passage.get("sentences") or (), key=lambda each: int(each["offset"]))
-            base, text = int(passage["offset"]), ""
+        for passage in sorted(document["passages"], key=offset_of):
+            base, text, sentences = offset_of(passage), "", sorted(passage.get("sentences") or (), key=offset_of)
             for each in [passage] if passage.get("text") else sentences:
-                text += padding(int(each["offset"]) - base - len(text)) + each["text"]
-            notes += [(number, note) for each in (passage, *sentences) for note in each.get("annotations") or ()]
+                text += padding(offset_of(each) - base - len(text)) + each["text"]
+            notes += [(len(parts), note) for each in (passage, *sentences) for note in each.get("annotations") or ()]
             if parts:  # what is between two passages ends the first
-                pad = padding(base - bases[-1] - len(parts[-1][1])) or "\n"
-                position += len(parts[-1][1] + pad)
-                parts[-1] = (parts[-1][0], parts[-1][1] + pad, *parts[-1][2:])
-            parts.append((position, text, False, []))
+                parts[-1][0] += padding(base - bases[-1] - len(parts[-1][0])) or "\n"
+            parts.append([text, False, []])
             bases.append(base)
         for here, each in notes:
-            spans = [[int(at["offset"]), int(at["offset"]) + int(at["length"])] for at in each["locations"]]
+            spans = [(offset_of(at), offset_of(at) + int(at["length"])) for at in each["locations"]]
             start = min(spans)[0]
-            if here is None or not 0 <= start - bases[here] < len(parts[here][1].encode()):  # not in its own passage
+            if here is None or not 0 <= start - bases[here] < len(parts[here][0].encode()):  # not in its own passage
                 here = max(bisect_right(bases, start) - 1, 0)
-            spans = [[a - bases[here], b - bases[here]] for a, b in spans]
+            spans = [(a - bases[here], b - bases[here]) for a, b in spans]
             where = f"{path}: document {document['id']}, annotation {each.get('id')}"
-            parts[here][3].append(mention(where, each.get("id"), each["infons"]["type"], spans, each.get("text")))
+            parts[here][2].append(mention(where, each.get("id"), each["infons"]["type"], spans, each.get("text")))
         if not str(document["id"] or ""):
             raise ValueError
-    return {"doc_id": str(document["id"]), "parts": parts, "report": report}
+    return resolved(str(document["id"]), parts, args, report)
+
+
+def offset_of(piece):
+    return int(piece["offset"])
 
 
 def padding(gap):
@@ -413,74 +381,36 @@ def padding(gap):
     return "\n".rjust(min(gap, GAP)) if gap > 0 else ""
 
 
-def read_chemprot(path, encoding):
-    """Yield the documents of ChemProt's PREFIX_abstracts.tsv (ID, title, abstract) with its PREFIX_entities.tsv."""
-    rows, used, entities = defaultdict(list), set(), "entities".join(path.rsplit("abstracts", 1))
-    for number, line in read_lines(entities, encoding):
-        if line.strip():
-            rows[line.split("\t", 1)[0]].append((f"{entities}:{number}", line.split("\t")))
-    for number, line in read_lines(path, encoding):
-        if line.strip():
-            used.add(doc_id := line.split("\t", 1)[0])
-            yield partial(attempt, chemprot_document, f"{path}:{number}", line, rows[doc_id])
-    for doc_id in rows.keys() - used:
-        yield broken(f"{rows[doc_id][0][0]}: no abstract of the id {doc_id}")
-
-
-def chemprot_document(where, line, rows):
-    doc_id, *texts = line.split("\t", 2)
-    if len(texts) != 2:
-        raise DataError(f"{where}: not `ID<TAB>title<TAB>abstract`")
-    for row, cells in rows:
-        if len(cells) != 6 or not is_offset(cells[3]) or not is_offset(cells[4]) or not cells[2].strip():
-            raise DataError(f"{row}: not `ID<TAB>T1<TAB>TYPE<TAB>START<TAB>END<TAB>text`")
-    mentions = [(row, cells[1], cells[2], [[int(cells[3]), int(cells[4])]], cells[5]) for row, cells in rows]
-    return {"doc_id": doc_id, "parts": [(0, "\n".join(texts), False, mentions)]}
-
-
-def read_rudrec(path, encoding):
+def read_rudrec(path, args):
     """Yield the reviews of RuDReC's JSON lines, each rebuilt from its sentences; the file is held in memory."""
-    reviews = defaultdict(list)
-    for number, line in read_lines(path, encoding):
-        if line.strip():
-            with fields(f"{path}:{number}"):
-                sentence = json.loads(line)
-                reviews[sentence["file_name"]].append((int(sentence["sentence_id"]), number, sentence))
-    for name, sentences in reviews.items():
-        yield partial(attempt, rudrec_document, path, name, sentences)
+    reviews = by_document(path, args, lambda line: os.path.splitext(json.loads(line)["file_name"])[0])
+    for name, lines in reviews.items():
+        yield partial(rudrec_document, name, lines)
 
 
-def rudrec_document(path, name, sentences):
-    parts, position = [], 0
-    for _, number, sentence in sorted(sentences, key=lambda each: each[:2]):
-        with fields(f"{path}:{number}"):
-            text = sentence["text"] if sentence["text"].endswith("\n") else sentence["text"] + "\n"
-            mentions = [mention(f"{path}:{number}", e["entity_id"], e["entity_type"], [[e["start"], e["end"]]],
-                                e["entity_text"]) for e in sentence["entities"]]  # fmt: skip
-            parts.append((position, text, False, mentions))
-            position += len(text)
-    return {"doc_id": os.path.splitext(name)[0], "parts": parts, "edges": [start for start, *_ in parts]}
+def rudrec_document(doc_id, lines, args, report):
+    sentences, parts = [], []
+    for where, line in lines:
+        with fields(where):
+            sentence = json.loads(line)
+            mentions = [mention(where, each["entity_id"], each["entity_type"], [(each["start"], each["end"])],
+                                each["entity_text"]) for each in sentence["entities"]]  # fmt: skip
+            sentences.append((int(sentence["sentence_id"]), sentence["text"].removesuffix("\n") + "\n", mentions))
+    parts = [(text, False, mentions) for _, text, mentions in sorted(sentences, key=itemgetter(0))]
+    edges = [0, *itertools.accumulate(len(text) for text, *_ in parts)][:-1]
+    return resolved(doc_id, parts, args, report) | {"edges": edges}
 
 
-def read_text(folder, names, encoding):
-    """Yield documents without entities, for prediction."""
-
-    for name in sorted(name for name in names if not name.lower().removesuffix(".gz").endswith(ANN)):
-        yield partial(attempt, text_document, folder, name, encoding)
+# ---------------------------------------------------------------------------- formats of tokens, and records
 
 
-def text_document(folder, name, encoding):
-    doc_id = os.path.splitext(name.removesuffix(".gz"))[0].replace(os.sep, "/")
-    return {"doc_id": doc_id, "text": decode(os.path.join(folder, name), encoding)[0], "entities": []}
-
-
-def read_conll(path, encoding):
-    """Yield the documents of an IOB/CoNLL file; their `units` are the file's own, with its tokens."""
+def read_conll(path, args):
+    """Yield the documents of an IOB/CoNLL file; their units are the file's own, with its tokens."""
     warnings = []
-    for doc_id, group in itertools.groupby(read_iob(path, encoding, warnings.append), key=itemgetter("doc_id")):
-        yield one_document(doc_id, list(group))
+    for doc_id, group in itertools.groupby(read_iob(path, args.encoding, warnings.append), key=itemgetter("doc_id")):
+        yield partial(record_document, doc_id, list(group), " ")
     for what in warnings:
-        yield {"report": note("IOB", path, what.removeprefix(f"{path}: ").removeprefix("warning: "))}
+        yield Report().warn("IOB", path, what.removeprefix(f"{path}: ").removeprefix("warning: "))
 
 
 # Columns of the CSV files met: RareDis (two layouts), MedMentions (lists written as Python does)
@@ -492,102 +422,95 @@ COLUMNS = {
 }
 
 
-def read_csv(path, encoding):
-    """Yield the documents of a CSV file: a token and its tag in each row, or lists of them."""
+def read_csv(path, args):
+    """Yield the documents of a CSV file: a token and its tag in each row, or lists of them (each a document)."""
     csv.field_size_limit(1 << 30)
-    rows = csv.DictReader(f"{line}\n" for _, line in read_lines(path, encoding))
+    rows = csv.DictReader(f"{line}\n" for _, line in read_lines(path, args.encoding))
     try:
-        found = rows.fieldnames or ()
-        known = {use: next((name for name in names if name in found), None) for use, names in COLUMNS.items()}
-        if not known["token"] or not known["tag"]:
+        header = rows.fieldnames or ()
+        columns = {use: next((name for name in names if name in header), None) for use, names in COLUMNS.items()}
+        if not columns["token"] or not columns["tag"]:
             raise DataError(f"{path}:1: no column named Token or Word, or none named Tag; name them so")
-        yield from csv_documents(path, rows, known)
+        cells = ({use: row.get(name) or "" for use, name in columns.items()} | {"line": rows.line_num} for row in rows)
+        lists = not columns["document"] and not columns["sentence"]
+        for number, (doc_id, group) in enumerate(itertools.groupby(cells, itemgetter("line" if lists else "document"))):
+            sentences = [list(each) for _, each in itertools.groupby(group, itemgetter("sentence"))]
+            first = sentences[0][0]
+            units_ = [[[row[use] for row in each] for use in ("token", "tag")] for each in sentences]
+            if lists:
+                doc_id, units_ = "", [(first["token"], first["tag"])]
+            yield partial(token_document, f"{path}:{first['line']}", doc_id or f"#{number}", units_)
     except csv.Error as error:
         raise DataError(f"{path}:{rows.line_num}: broken CSV: {error}") from None
 
 
-def csv_documents(path, rows, known):
-    cells = ((rows.line_num, {use: row.get(name) or "" for use, name in known.items()}) for row in rows)
-    if not known["document"] and not known["sentence"]:
-        for number, (line, row) in enumerate(cells):
-            yield partial(attempt, list_document, f"{path}:{line}", f"#{number}", row)
-        return
-    for number, (doc_id, group) in enumerate(itertools.groupby(cells, key=lambda cell: cell[1]["document"])):
-        units_, where = [], None
-        for _, sentence in itertools.groupby(group, key=lambda cell: cell[1]["sentence"]):
-            lines = list(sentence)
-            where = where or f"{path}:{lines[0][0]}"
-            units_.append(([row["token"] for _, row in lines], [row["tag"] for _, row in lines]))
-        yield partial(attempt, token_document, where, doc_id or f"#{number}", units_)
-
-
-def list_document(where, doc_id, row):
-    """The document of a row that holds Python lists; <START> and <END> are no tokens of it."""
-    with fields(where):
-        pairs = list(zip(ast.literal_eval(row["token"]), ast.literal_eval(row["tag"]), strict=True))
-        pairs = [(token, tag) for token, tag in pairs if token not in ("<START>", "<END>")]
-    return token_document(where, doc_id, [([token for token, _ in pairs], [tag for _, tag in pairs])])
-
-
-def token_document(where, doc_id, units):
-    """A document of units that are (tokens, tags)."""
-    with fields(where):
-        for tokens, tags in units:
+def token_document(where, doc_id, units_, args, report):
+    """The document of units that are (tokens, tags). Tokens of white space are left out; they part two mentions."""
+    records = []
+    for tokens, tags in units_:
+        with fields(where):
+            if isinstance(tokens, str):  # as Python writes lists; <START> and <END> are no tokens
+                pairs = zip(ast.literal_eval(tokens), ast.literal_eval(tags), strict=True)
+                tokens, tags = zip(*(pair for pair in pairs if pair[0] not in ("<START>", "<END>")), strict=True)
             if len(tokens) != len(tags) or not all(isinstance(each, str) for each in (*tokens, *tags)):
                 raise DataError(f"{where}: tokens and tags must be strings, and as many; write the tags' names")
-            for tag in tags:
-                split_tag(tag)
-    report, made = Report(), []
-    for i, (tokens, tags) in enumerate(units):
-        spans = tag_spans(tags)  # before white space is left out: it can part two mentions
-        tags = ["O"] * len(tokens)
-        for first, last, type_ in spans:
-            inside = [at for at in range(first, last) if tokens[at].strip()]
-            for at in inside:
-                tags[at] = f"{'B' if at == inside[0] else 'I'}-{type_}"
-        kept = [at for at, token in enumerate(tokens) if token.strip()]
+            kept = [at for at, token in enumerate(tokens) if token.strip()]
+            tags = flat_tags(tag_spans(tags), [[at, at + 1] for at in kept])
         if len(kept) < len(tokens):
             report.warn("empty token", where, f"{len(tokens) - len(kept)} tokens of white space in a unit; left out")
         if kept:
-            made.append(iob_record(f"{doc_id}:{i}", doc_id, [tokens[at] for at in kept], [tags[at] for at in kept]))
-    return one_document(doc_id, made) | {"report": report}
+            records.append(iob_record(f"{doc_id}:{len(records)}", doc_id, [tokens[at] for at in kept], tags))
+    return record_document(doc_id, records, " ", args, report)
 
 
-def one_document(doc_id, records):
-    """The document of records that follow each other; those that came with their own tokens are joined by one space."""
-    gap = " " * any(record.get("pretokenized", False) for record in records)
+def record_document(doc_id, records, gap, args, report):
+    """The document of records that follow each other; `gap` between them is one space where they have own tokens."""
     edges = [0, *itertools.accumulate(len(record["text"] + gap) for record in records)][: len(records)]
     pairs = list(zip(edges, records, strict=True))
     entities = [shifted(entity, -by) for by, record in pairs for entity in record["entities"]]
-    entities.sort(key=lambda entity: (entity["start"], -entity["end"], entity["type"]))
-    document = {"doc_id": doc_id, "text": gap.join(record["text"] for record in records), "entities": entities}
+    report.counts["read"] += len(entities)
+    names = {entity["id"] for entity in entities if "id" in entity}
+    other = [line for record in records for line in record.get("other", ())]
+    document = document_of(doc_id, gap.join(record["text"] for record in records), entities, names, other)
+    for record in records[:1]:
+        document |= {"start": record["start"], "source": record.get("source")}
     if gap:
         document["offsets"] = [[start + by, end + by] for by, record in pairs for start, end in record["offsets"]]
-    return document | {"edges": edges}
+    if gap or [record["id"] for record in records] != [doc_id]:  # else whole, its sentences still to be found
+        document |= {"edges": edges, "ids": [record["id"] for record in records]}
+    return document
 
 
-def read_json(path, encoding):
+def read_json(path, args):
     """Yield the documents of a JSONL file: our records, those of a document joined, or `tokens` with `ner_tags`."""
-    lines = ((number, line) for number, line in read_lines(path, encoding) if line.strip())
+    lines = ((number, line) for number, line in read_lines(path, args.encoding) if line.strip())
     number, line = next(lines, (1, ""))
     if line.lstrip().startswith("["):
-        yield from (partial(attempt, hugging_face, path, i, row) for i, row in enumerate(parsed(path, encoding), 1))
-    elif line and re.search(r'"tokens"\s*:', line) and "text" not in keys(line):
-        yield from (partial(attempt, hugging_face, path, *row) for row in itertools.chain([(number, line)], lines))
+        with fields(path):
+            rows = enumerate(json.loads(decode(path, args.encoding)[0]), 1)
+    elif re.search(r'"tokens"\s*:', line) and not re.search(r'"text"\s*:', line):
+        rows = itertools.chain([(number, line)], lines)
     else:
-        for doc_id, group in itertools.groupby(read_jsonl(path), key=itemgetter("doc_id")):
-            yield from joined(doc_id, list(group))
+        rows = ()
+        for doc_id, group in itertools.groupby(read_jsonl(path), itemgetter("doc_id")):
+            yield from parts_of(doc_id, sorted(group, key=itemgetter("start")))
+    for number, row in rows:
+        yield partial(hugging_face, path, number, row)
 
 
-def keys(line):
-    """The keys of a JSON object; "text" where it is none, so that the reader of records says what is wrong."""
-    try:
-        return json.loads(line).keys()
-    except (ValueError, AttributeError, RecursionError):
-        return ("text",)
+def parts_of(doc_id, records):
+    """Yield the documents of records of one doc_id: units that follow each other without a gap are one."""
+    gap, part, end = " " * all(record.get("pretokenized", False) for record in records), [], records[0]["start"]
+    for record in records:
+        if record["start"] != end:
+            yield partial(record_document, doc_id, part, gap)
+            part = []
+        part.append(record)
+        end = record["start"] + len(record["text"] + gap)
+    yield partial(record_document, doc_id, part, gap)
 
 
-def hugging_face(path, number, row):
+def hugging_face(path, number, row, args, report):
     """The document of an object with `tokens` and `ner_tags`, which are names."""
     where = f"{path}:{number}"
     with fields(where):
@@ -599,28 +522,11 @@ def hugging_face(path, number, row):
             raise DataError(f"{where}: no `ner_tags` beside its `tokens`; is it a file of token labels?")
         doc_id = str(row.get("id", number - 1))
         doc_id = f"#{doc_id}" if doc_id == str(number - 1) else doc_id  # the number of a row names no document
-        return token_document(where, doc_id, [(row["tokens"], tags)])
-
-
-def joined(doc_id, records):
-    """The documents that records of one doc_id make: units that follow each other without a gap are one."""
-    own = all(record.get("pretokenized") for record in records)
-    unit, end = [], None
-    for record in [*sorted(records, key=itemgetter("start")), None]:
-        if unit and (record is None or record["start"] != end):
-            document = one_document(doc_id, unit) | {"start": unit[0]["start"], "ids": [each["id"] for each in unit]}
-            if document["ids"] == [doc_id] and not own:  # a whole document, whose sentences are still to be found
-                document["edges"] = document["ids"] = None
-            other = [line for each in unit for line in each.get("other", ())]
-            yield document | {"other": other, "source": unit[0].get("source")}
-            unit = []
-        if record:
-            unit.append(record if own else record | {"pretokenized": False})
-            end = record["start"] + len(record["text"]) + own
+        return token_document(where, doc_id, [(row["tokens"], tags)], args, report)
 
 
 READERS = {"brat": read_brat, "pubtator": read_pubtator, "bioc": read_bioc, "conll": read_conll, "csv": read_csv,
-           "chemprot": read_chemprot, "rudrec": read_rudrec, "jsonl": read_json, "text": read_text}  # fmt: skip
+           "chemprot": read_chemprot, "rudrec": read_rudrec, "jsonl": read_json, "text": read_brat}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- what the inputs hold
@@ -628,58 +534,66 @@ READERS = {"brat": read_brat, "pubtator": read_pubtator, "bioc": read_bioc, "con
 
 def find_inputs(args, report):
     """Return [(split, format, folder, names)]: what each path holds, in the order given."""
-    found, input_format = [], args.input_format
+    found = []
     for path in args.input:
-        folder, name = os.path.split(path)
         if os.path.isdir(path):
             found += search_folder(path, args, report)
             continue
         if not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder; check --input")
-        kind = detect(path) if input_format == "auto" else input_format
+        kind = detect(path) if args.input_format == "auto" else args.input_format
         if kind is None:
             raise DataError(f"{path}: not a file this script knows; say what it is with --input_format")
-        beside = [other for other in os.listdir(folder or ".") if stem(other) == stem(name) and is_brat(other)]
-        found.append((stem(name, kind), kind, folder, beside if kind == "brat" else [name]))
+        found.append(one_file(path, kind))
     return [item for i, item in enumerate(found) if item not in found[:i]]
+
+
+def one_file(path, kind):
+    """What a file holds, with the files that belong to it."""
+    folder, name = os.path.split(path)
+    split, names = parted(name)[0], [name]
+    if kind == "chemprot":
+        split, names = split.removesuffix("_abstracts"), [name, "entities".join(name.rsplit("abstracts", 1))]
+    elif kind == "brat":
+        names = [other for other in os.listdir(folder or ".") if parted(other)[0] == split and is_brat(other)]
+    return split, kind, folder, names
 
 
 def search_folder(folder, args, report):
     """What one folder holds: its documents make one split with all below; else each sub-folder and file is one."""
-    input_format, real = args.input_format, os.path.realpath(folder)
-    try:
-        here = sorted(name for name in os.listdir(folder) if name[0] != "." and name != "__MACOSX")
-    except OSError as error:  # the other folders go on
-        report.add(note("unreadable", folder, f"{error.strerror}; left out", "error"))
-        return []
-    files = {name for name in here if os.path.isfile(os.path.join(folder, name)) and not name.endswith("run.json")}
-    ours = {name for name in files if f"{name}.run.json" in here}  # outputs: not read again, nor twice
-    if real != os.path.realpath(args.output_dir or os.devnull):
-        ours = {
-            name for name in ours if name.endswith(".iob") and re.sub(r"(\.layer\d+)?\.iob$", ".jsonl", name) in ours
-        }
-    here = [name for name in here if os.path.isdir(os.path.join(folder, name))
-            and not f"{real}/".startswith(os.path.realpath(os.path.join(folder, name)) + "/")
-            and not (f"{name}.jsonl.run.json" in here and written_digest(os.path.join(folder, name)))]  # fmt: skip
-    kinds = {name: detect(os.path.join(folder, name)) for name in sorted(files - ours)}
-    kinds = {name: kind for name, kind in kinds.items() if kind and input_format in ("auto", kind)}
-    mark = ".txt" if input_format == "text" else ANN
-    marked = any(name.lower().removesuffix(".gz").endswith(mark) for name in files)
-    if input_format not in ("auto", "brat", "text") or not marked:
-        found = [(stem(name, kind), kind, folder, [name]) for name, kind in kinds.items() if kind != "brat"]
-        for name in here:
-            found += search_folder(os.path.join(folder, name), args, report)
-        if found or not any(map(is_brat, files)) or input_format not in ("auto", "brat"):
+    here = unread(folder, args)
+    files = {name: path for name, path in here.items() if os.path.isfile(path) and not name.endswith("run.json")}
+    kinds = {name: detect(path) for name, path in files.items()}
+    kinds = {name: kind for name, kind in kinds.items() if kind and args.input_format in ("auto", kind)}
+    marks = {"auto": ANN, "brat": ANN, "text": (".txt",)}.get(args.input_format, ())
+    if not any(parted(name)[1] in marks for name in files):
+        found = [one_file(files[name], kind) for name, kind in kinds.items() if kind != "brat"]
+        for path in filter(os.path.isdir, here.values()):
+            found += search_folder(path, args, report)
+        if found or not any(map(is_brat, files)) or args.input_format not in ("auto", "brat"):
             return found
-    for name in kinds if input_format == "auto" else ():
+    for name in kinds if args.input_format == "auto" else ():
         if not is_brat(name):
             what = "beside .ann files and left out; name it as --input"
-            report.add(note("other file", os.path.join(folder, name), what))
+            report.add(Report().warn("other file", files[name], what))
     names = []
     for root, below, inside in os.walk(folder, onerror=stop):
-        below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
+        below[:] = filter(is_seen, below)
         names += [os.path.relpath(os.path.join(root, name), folder) for name in inside if is_brat(name)]
-    return [(os.path.basename(os.path.abspath(folder)), input_format.replace("auto", "brat"), folder, names)]
+    kind = "text" if args.input_format == "text" else "brat"
+    return [(os.path.basename(os.path.abspath(folder)), kind, folder, names)]
+
+
+def unread(folder, args):
+    """Return {name: path} of what is in a folder, but for outputs of ours: not read again, nor twice (.iob, BRAT)."""
+    here = {name: os.path.join(folder, name) for name in sorted(filter(is_seen, os.listdir(folder)))}
+    written = os.path.realpath(folder) == os.path.realpath(args.output_dir or os.devnull)
+    for name, path in list(here.items()):
+        ours = f"{name}.run.json" in here or os.path.isfile(os.path.join(path, "run.json"))
+        records = re.sub(r"((\.layer\d+)?\.iob)?$", ".jsonl", name, count=1)  # it says the same, if it is there
+        if ours and (f"{records}.run.json" in here or (written and os.path.isfile(path))):
+            del here[name]
+    return here
 
 
 def stop(error):
@@ -687,59 +601,57 @@ def stop(error):
     raise error
 
 
-def detect(path):
-    """The format of a file by its name and its first characters, or None."""
-    name, base = os.path.basename(path).lower().removesuffix(".gz"), os.path.splitext(path.removesuffix(".gz"))[0]
-    anns = (base + suffix + packed for suffix in ANN for packed in ("", ".gz"))
-    if name.endswith(ANN) or (name.endswith(".txt") and any(map(os.path.exists, anns))):
-        return "brat"
-    table = re.search(r"_(abstracts|entities|relations|gold_standard)\.tsv$", name)
-    if table and os.path.exists(path[: -len(table[0])] + "_entities.tsv"):
-        return "chemprot" if table[1] == "abstracts" else None
-    if is_iob(name):
-        return "conll"
-    return "csv" if name.endswith(".csv") else detect_content(path)
-
-
-def detect_content(path):
-    """The format of a file by its first characters, or None."""
-    try:
-        with opened(path) as file:
-            head = file.read(1 << 16).replace(b"\0", b"").decode("utf-8", "replace").lstrip("\ufeff\ufffd \r\n\t")
-    except GZIP_ERRORS:
-        return None
-    except OSError:
-        return "jsonl"  # whatever it is: reading it names the file and the reason
-    if TITLE.match(head):
-        return "pubtator"
-    if re.match(r"<\?xml|<!DOCTYPE|<collection", head):
-        return "bioc"
-    if head.startswith("{") and re.search(r'"(?:passages|documents)"\s*:', head[:4096]):
-        return "bioc"
-    if head.startswith("{") and re.search(r'"sentence_id"\s*:', head) and re.search(r'"file_name"\s*:', head):
-        return "rudrec"
-    return "jsonl" if re.match(r"\[?\s*\{", head) and re.search(r'"(?:text|tokens)"\s*:', head) else None
+def is_seen(name):
+    """Whether a file or folder counts: `._x.ann` and other hidden ones do not."""
+    return name[0] != "." and name != "__MACOSX"
 
 
 def is_brat(name):
-    """Whether a file name is one of a document; `._x.ann` and other hidden files are not."""
-    return name.lower().removesuffix(".gz").endswith((".txt", *ANN)) and name[0] != "."
+    """Whether a file name is one of a document."""
+    return is_seen(name) and parted(name)[1] in (".txt", *ANN)
 
 
-def stem(name, kind=None):
-    """The file name without .gz and suffix, and without ChemProt's _abstracts."""
-    base = os.path.splitext(name.removesuffix(".gz"))[0]
-    return base.removesuffix("_abstracts") if kind == "chemprot" else base
+def parted(path):
+    """(all before the suffix, suffix in small letters) of a file's path, without .gz."""
+    base, suffix = os.path.splitext(path.removesuffix(".gz"))
+    return base, suffix.lower()
+
+
+CONTENTS = {  # formats by the first characters of a file; the first that matches
+    "pubtator": TITLE.pattern,
+    "bioc": r'<\?xml|<!DOCTYPE|<collection|\{.{,4096}"(?:passages|documents)"\s*:',
+    "rudrec": r'\{(?=.*"sentence_id"\s*:).*"file_name"\s*:',
+    "jsonl": r'\[?\s*\{.*"(?:text|tokens)"\s*:',
+}
+
+
+def detect(path):
+    """The format of a file by its name and its first characters, or None."""
+    base, suffix = parted(path)
+    if suffix in ANN or (
+        suffix == ".txt" and any(os.path.exists(base + end + gz) for end in ANN for gz in ("", ".gz"))
+    ):
+        return "brat"
+    table = re.fullmatch(r"(.*)_(abstracts|entities|relations|gold_standard)(\.tsv(?:\.gz)?)", path, re.S)
+    if table and os.path.exists(f"{table[1]}_entities{table[3]}"):
+        return "chemprot" if table[2] == "abstracts" else None
+    if suffix == ".csv" or is_iob(path):
+        return "csv" if suffix == ".csv" else "conll"
+    try:
+        with opened(path) as file:
+            head = file.read(1 << 16).replace(b"\0", b"").decode("utf-8", "replace").lstrip("\ufeff\ufffd \r\n\t")
+    except (OSError, *GZIP_ERRORS):
+        return "jsonl"  # whatever it is: reading it names the file and the reason
+    return next((kind for kind, pattern in CONTENTS.items() if re.match(pattern, head, re.S)), None)
 
 
 def read_documents(inputs, args):
-    """Yield (document or the call that reads it, path, format, `source` for its records or None) of one split."""
+    """Yield (function that returns a document, path, format, `source` for its records or None) of one split."""
     for _, kind, folder, names in inputs:
-        for name in names if kind not in ("brat", "text") else [None]:
-            path = os.path.normpath(folder) if name is None else os.path.join(folder, name)
-            reader = partial(READERS[kind], folder, names) if name is None else partial(READERS[kind], path)
-            for document in reader(args.encoding):
-                yield document, path, kind, path if len(inputs) > 1 else None
+        of_folder = kind in ("brat", "text")
+        paths = [os.path.normpath(folder)] if of_folder else [os.path.join(folder, name) for name in names]
+        for read in READERS[kind](*((folder, names) if of_folder else paths), args):
+            yield read, paths[0], kind, paths[0] if len(inputs) > 1 else None
 
 
 # ---------------------------------------------------------------------------- mentions to entities
@@ -811,11 +723,10 @@ def nearby(reference, text, start):
     """The one right start of a reference text near a wrong one, or None: the only one, or by far the nearest."""
     low = max(0, start - NEAR)
     window = text[low : start + NEAR + len(reference)]
-    found = sorted(abs(low + m.start() - start) for m in re.finditer(f"(?={re.escape(reference)})", window))
-    if not found or (len(found) > 1 and found[1] < 3 * found[0]):
-        return None
-    at = start - found[0]
-    return at if at >= 0 and text.startswith(reference, at) else start + found[0]
+    found = [low + match.start() for match in re.finditer(f"(?={re.escape(reference)})", window)]
+    found.sort(key=lambda at: abs(at - start))
+    clear = found and (len(found) == 1 or abs(found[1] - start) >= 3 * abs(found[0] - start))
+    return found[0] if clear else None
 
 
 def make_entity(mention, text, place, policy, report):
@@ -835,8 +746,8 @@ def make_entity(mention, text, place, policy, report):
         agreed = "it has the gaps, too"
     spans = join_fragments(spans, text)
     if not span_text(text, spans).strip():
-        report.counts["dropped"] += 1
-        return report.warn("white space", where, f"{here}: only white space; left out")
+        report.warn("white space", where, f"{here}: only white space; left out", count="dropped")
+        return None
     if agreed is None and policy != "keep":
         given = spans = mend(spans, reference, text, policy, where, here, report)
         if spans is None:
@@ -858,103 +769,96 @@ def mend(spans, reference, text, policy, where, here, report):
         raise DataError(f"{where}: {wrong}; mend the line, or use --mismatch repair")
     fits = policy == "repair" and len(spans) == 1 and spans[0][1] - spans[0][0] == len(reference)
     at = nearby(reference, text, spans[0][0]) if fits else None
-    report.counts["dropped" if at is None else "repaired"] += 1
     if at is None:
-        return report.warn("mismatch", where, f"{wrong}; left out")
-    report.warn("mismatch", where, f"{wrong}; moved to {at}-{at + len(reference)}, where it is")
-    return [[at, at + len(reference)]]
+        report.warn("mismatch", where, f"{wrong}; left out", count="dropped")
+        return None
+    end = at + len(reference)
+    report.warn("mismatch", where, f"{wrong}; moved to {at}-{end}, where it is", count="repaired")
+    return [[at, end]]
 
 
-def resolve(document, args, report):
-    """Give a document of parts its `text` and `entities`: each mention in code points, exact duplicates once.
+def is_plain(mention, text):
+    """Whether a mention is one span of the text, in code points, that is its reference text: the usual case."""
+    (start, end), reference = mention[3][0], mention[4]
+    return (len(mention[3]) == 1 and reference is not None and len(reference) == end - start and start >= 0
+            and text.startswith(reference, start) and bool(reference.strip()))  # fmt: skip
 
-    Return the ids that other lines may point to.
+
+def resolved(doc_id, parts, args, report, other=()):
+    """The document of parts, each (text, whether a byte order mark was taken off, mentions): mentions to entities.
+
+    A mention is (where it stands, id, type, spans, reference text or None), its offsets counted from where its part
+    begins, in the unit of the tool that wrote them.
     """
-    entities, alias = {}, {}
-    named = document.get("other") and (args.unit == "document" or "brat" in args.to)  # other lines point to ids
-    for start, text, had_bom, mentions in document["parts"]:
-        plain = [is_plain(mention, text) for mention in mentions]  # the usual case, and quick
-        unit, *place = ("code points",) if all(plain) else find_unit(mentions, text, had_bom)
+    text, entities = "", []
+    named = other and (args.unit == "document" or "brat" in args.to)  # the other lines point to ids
+    for part, had_bom, mentions in parts:
+        plain = [is_plain(mention, part) for mention in mentions]
+        unit, *place = ("code points",) if all(plain) else find_unit(mentions, part, had_bom)
         if unit != "code points":
             report.warn("offset unit", mentions[0][0], f"offsets count {unit}; turned into code points")
         report.counts["read"] += len(mentions)
         for mention, quick in zip(mentions, plain, strict=True):
             if quick and unit == "code points":
-                [(low, high)] = mention[3]
-                entity = {"start": low + start, "end": high + start, "type": mention[2], "text": mention[4]}
+                [(start, end)] = mention[3]
+                entity = {"start": start, "end": end, "type": mention[2], "text": mention[4]}
             else:
-                entity = make_entity(mention, text, place, args.mismatch, report)
-                entity = shifted(entity, -start) if entity and start else entity
+                entity = make_entity(mention, part, place, args.mismatch, report)
+            if entity and named:
+                entity["id"] = mention[1]
             if entity:
-                key = same_mention(entity)
-                report.counts["duplicates"] += key in entities
-                kept = entities.setdefault(key, entity)
-                if named:
-                    alias[mention[1]] = kept.setdefault("id", mention[1])
-    if any(name != kept for name, kept in alias.items()):  # other lines point to the mention that is kept
-        document["other"] = [pointing(line, lambda name: alias.get(name, name)) for line in document["other"]]
-    document["text"] = "".join(part[1] for part in document["parts"])
-    document["entities"] = sorted(entities.values(), key=lambda e: (e["start"], -e["end"], e["type"]))
-    ids = {mention[1] for part in document["parts"] for mention in part[3]} if named else set()
-    return ids - {name for name, kept in alias.items() if name != kept}
+                entities.append(shifted(entity, -len(text)) if text else entity)
+        text += part
+    names = {mention[1] for *_, mentions in parts for mention in mentions} if named else set()
+    return document_of(doc_id, text, entities, names, other)
 
 
-# What a line of another kind points to, in its second column: after a colon (R, E), all words (*), or the first one.
-TARGETS = {"R": (r"(?<=:)\w+", 0), "E": (r"(?<=:)\w+", 0), "*": (r"(?<= )\w+", 0)}
+def document_of(doc_id, text, entities, names, other):
+    """A document; `names` are the ids that its lines of other kinds may point to."""
+    entities = sorted(entities, key=lambda entity: (entity["start"], -entity["end"], entity["type"]))
+    return {"doc_id": doc_id, "text": text, "start": 0, "source": None, "entities": entities, "names": names,
+            "other": other, "edges": None, "ids": None, "offsets": None}  # fmt: skip
 
 
-def pointing(line, new):
-    """A line of another kind with each id that it points to replaced by new(id)."""
-    cells, (pattern, count) = line.split("\t", 2), TARGETS.get(line[:1], (r"(?<= )\w+", 1))
-    cells[1:2] = [re.sub(pattern, lambda match: new(match[0]), cell, count=count) for cell in cells[1:2]]
-    return "\t".join(cells)
+def choose(document, args, report):
+    """Rename types by --map_types, keep those of --types, and exact duplicates once; other lines follow."""
+    kept, new = {}, dict.fromkeys(document["names"])  # by type and fragments; for each id that of the mention kept
+    for entity in document["entities"]:
+        type_ = args.type_map.get(entity["type"], entity["type"])
+        if not type_ or (args.types and type_ not in args.types):
+            report.counts.update(["other types", ("left out", entity["type"])])
+            continue
+        if type_ != entity["type"]:
+            entity = entity | {"type": type_}
+        key = type_, *map(tuple, fragments(entity))
+        report.counts["duplicates"] += key in kept
+        first = kept.setdefault(key, entity)
+        if "id" in entity:
+            new[entity["id"]] = first.setdefault("id", entity["id"])
+    document["entities"], lines = list(kept.values()), document["other"]
+    if lines and any(name != to for name, to in new.items()):
+        document["other"] = follow(lines, new)
+        if gone := len(lines) - len(document["other"]):
+            what = f"{gone} lines that point to mentions left out are left out, too"
+            report.warn("dangling line", document["where"], what)
 
 
-def targets(line):
-    """The ids that a line of another kind points to."""
-    found = set()
-    pointing(line, lambda name: found.add(name) or name)
-    return found
+# The ids that a line of another kind points to: after a colon (R, E), all words (*), or the word after the name.
+TARGETS = {"R": r"(:)(\w+)", "E": r"(:)(\w+)", "*": r"( )(\w+)"}
+TARGET = r"^(\S+\t\S+ )(\w+)"
 
 
-def leave_dangling(document, names, report):
-    """Leave out the other lines that point to a mention which is left out, and those that point to them."""
-    gone = names - {entity.get("id") for entity in document["entities"]}
-    lines = document["other"]
-    while left := [line for line in lines if gone & targets(line)]:
-        gone = {line.split("\t")[0] for line in left} - {"*"}
-        lines = [line for line in lines if line not in left]
-    if len(lines) < len(document["other"]):
-        n = len(document["other"]) - len(lines)
-        report.warn("dangling line", document["where"], f"{n} lines that point to mentions left out are left out, too")
-    document["other"] = lines
-
-
-def is_plain(mention, text):
-    """Whether a mention is one span of the text, in code points, that is its reference text."""
-    (start, end), reference = mention[3][0], mention[4]
-    return (len(mention[3]) == 1 and reference is not None and len(reference) == end - start
-            and text.startswith(reference, start) and bool(reference.strip()))  # fmt: skip
-
-
-def same_mention(entity):
-    """What exact duplicates have in common: the type and all fragments."""
-    return entity["type"], *map(tuple, fragments(entity))
-
-
-def keep_types(entities, args, report):
-    """Rename types by --map_types, keep those of --types; exact duplicates that this makes are kept once."""
-    kept = {}
-    for entity in entities:
-        renamed = entity | {"type": args.type_map.get(entity["type"], entity["type"])}
-        if renamed["type"] and (not args.types or renamed["type"] in args.types):
-            key = same_mention(renamed)
-            report.counts["duplicates"] += key in kept
-            kept.setdefault(key, renamed)
-        else:
-            report.counts["other types"] += 1
-            report.types[entity["type"]] += 1
-    return list(kept.values())
+def follow(lines, new):
+    """Other lines with the ids that they point to renamed; what points to None is left out, and what points to that."""
+    rows = []
+    for line in lines:
+        pattern = TARGETS.get(line[:1], TARGET)
+        rows.append((line, pattern, {name for _, name in re.findall(pattern, line)}))
+    gone = {name for name, to in new.items() if to is None}
+    while more := {line.split("\t")[0] for line, _, names in rows if names & gone} - gone - {"*"}:
+        gone |= more
+    return [re.sub(pattern, lambda match: match[1] + new.get(match[2], match[2]), line)
+            for line, pattern, names in rows if not names & gone]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- units of a document
@@ -976,8 +880,8 @@ def units(document, args, report):
     """Yield the records of a document: units that tile its text, none cutting an entity's hull."""
     text, entities, doc_id = document["text"], document["entities"], document["doc_id"]
     whole = args.unit == "document" and not args.max_tokens
-    own = document.get("offsets")  # of tokens that it came with; between its units stands one space
-    starts = [] if whole else document["edges"][1:] if document.get("edges") else sentence_starts(text)
+    own = document["offsets"]  # of tokens that it came with; between its units stands one space
+    starts = [] if whole else document["edges"][1:] if document["edges"] else sentence_starts(text)
     begins = [entity["start"] for entity in entities]
     reach = [0, *itertools.accumulate((entity["end"] for entity in entities), max)]
     free = [start for start in starts if reach[bisect_left(begins, start)] <= start]
@@ -986,19 +890,19 @@ def units(document, args, report):
     offsets = tokenize(text) if own is None and args.max_tokens else own or []
     tokens = [bisect_left(offsets, [edge]) for edge in edges]
     ids = document["ids"] if len(free) + 1 == len(document["ids"] or ()) and not args.max_tokens else None
-    base = f"{doc_id}@{document['start']}" if document.get("start") else doc_id  # of a part that begins later
+    base = f"{doc_id}@{document['start']}" if document["start"] else doc_id  # of a part that begins later
     first = 0
     for number, (low, high) in enumerate(grouped([b - a for a, b in itertools.pairwise(tokens)], args)):
         start, end = edges[low], edges[high]
         last = bisect_left(begins, end)
         record = {"id": base if whole else ids[number] if ids else f"{base}:{number}", "doc_id": doc_id,
-                  "start": start + document.get("start", 0), "text": text[start : end - (own is not None)],
+                  "start": start + document["start"], "text": text[start : end - (own is not None)],
                   "entities": [shifted(entity, start) for entity in entities[first:last]] if start else
                   entities[first:last]}  # fmt: skip
         if own is not None:
             spans = [[a - start, b - start] for a, b in own[tokens[low] : tokens[high]]]
             record |= {"tokens": [], "offsets": spans, "pretokenized": True}
-        if whole and document.get("other"):
+        if whole and document["other"]:
             record["other"] = document["other"]
         yield record
         first = last
@@ -1010,16 +914,6 @@ def shifted(entity, by):
     if "fragments" in entity:
         moved["fragments"] = [[start - by, end - by] for start, end in entity["fragments"]]
     return moved
-
-
-def flat_share(record, lost, report):
-    """Count how the flat view holds each entity: exact, trimmed, changed (a stand-in), or lost and why."""
-    why = {id(entity): reason for entity, reason in lost}
-    for entity in record["entities"]:
-        state = why.get(id(entity)) or ("changed" if "fragments" in entity else "exact")
-        if state == "exact" and entity["text"] != entity["text"].strip():
-            state = "trimmed"
-        report.flat[state, entity["type"]] += 1
 
 
 def layers(entities, text):
@@ -1051,13 +945,13 @@ def to_brat(document):
             shown = entity.get("reference", shown)
         where = ";".join(f"{start} {end}" for start, end in spans)
         if re.search(r"\s", entity["type"]):
-            raise DataError(f"{document['doc_id']}: the type {entity['type']!r} holds white space, which BRAT can't; "
+            raise DataError(f"{document['where']}: the type {entity['type']!r} holds white space, which BRAT can't; "
                             "rename it with --map_types")  # fmt: skip
         lines.append(f"{name}\t{entity['type']} {where}\t{shown.translate(LINE_ENDS)}")
         if "score" in entity:
             lines.append(f"#{name}\tAnnotatorNotes {name}\tscore {entity['score']}")
     mark = "\ufeff" * text.startswith("\ufeff")  # a reader takes one off
-    return mark + text, "".join(f"{line}\n" for line in [*lines, *document.get("other", ())])
+    return mark + text, "".join(f"{line}\n" for line in [*lines, *document["other"]])
 
 
 def line_parts(text, start, end):
@@ -1071,11 +965,11 @@ def safe_name(doc_id, taken):
     """A file name for a document that can't leave its folder, nor meet another; sub-folders are kept."""
     parts = [re.sub(r"[^\w.,()+=@~ -]|^\.+|[. ]+$", "_", part)[:100] for part in doc_id.split("/") if part]
     parts[:-1] = [re.sub(r"\.(txt|ann)$", r"_\1", part, flags=re.I) for part in parts[:-1]]  # no folder like a file
-    base = name = "/".join(parts) if 0 < len(parts) < 6 else "_".join(parts)[:100] or "_"
-    copies = 1
+    base = "/".join(parts) if 0 < len(parts) < 6 else "_".join(parts)[:100] or "_"
+    name, number = base, 1
     while name.casefold() in taken:
-        copies += 1
-        name = f"{base}~{copies}"
+        number += 1
+        name = f"{base}~{number}"
     taken.add(name.casefold())
     return name
 
@@ -1083,82 +977,75 @@ def safe_name(doc_id, taken):
 # ---------------------------------------------------------------------------- one split
 
 
-def prepare(document, args, report):
-    """Give a document its `entities` in code points, of the types that were asked for."""
-    if "parts" in document:
-        names = resolve(document, args, report)
-    else:
-        names = {entity["id"] for entity in document["entities"] if "id" in entity}
-        report.counts["read"] += len(document["entities"])
-    if args.types or args.type_map:
-        document["entities"] = keep_types(document["entities"], args, report)
-    if names and document.get("other"):
-        leave_dangling(document, names, report)
+def load(item, args):
+    """Return (report, document or None) of an item of read_documents."""
+    read, path, kind, source = item
+    report = read if isinstance(read, Report) else Report()
+    try:
+        document = None if read is report else read(args, report)
+    except DataError as error:
+        return broken(error), None
+    except OSError as error:
+        return broken(f"{error.filename}: {error.strerror}"), None
+    if document:
+        own = os.fsencode(document["doc_id"]).decode("utf-8", "replace")  # a file name may be no UTF-8
+        own = f"{source}/{own}" if source and kind in ("conll", "csv") else own  # their ids are running numbers
+        if own != document["doc_id"]:
+            document["ids"] = None  # a renamed document's records are, too
+        document |= {"doc_id": own, "where": f"{path}: document {own}", "source": source or document["source"]}
+    return report, document
 
 
 def convert(item, args, doc_id=None):
     """Return (report, what the outputs get) of an item of read_documents; nothing but the report if it is left out."""
-    document, path, kind, source = item
-    document = dict(document() if callable(document) else document)
-    report = document.get("report") or Report()
-    if "doc_id" not in document:
+    report, document = load(item, args)
+    if document is None:
         return report, None
-    own = os.fsencode(document["doc_id"]).decode("utf-8", "replace")  # a file name may be no UTF-8
-    if source and kind in ("conll", "csv"):  # their ids are running numbers
-        own = f"{source}/{own}"
-    document["doc_id"] = doc_id or own
-    document["ids"] = document.get("ids") if not doc_id else None  # a renamed document's records are, too
-    document["where"] = where = f"{path}: document {own}"
-    origin = {"source": source or document["source"]} if source or document.get("source") else {}
-    made = {"doc_id": own, "start": document.get("start", 0), "ids": [], "jsonl": [], "iob": [], "stats": Counter()}
+    path, where, own = item[1], document["where"], document["doc_id"]
+    if doc_id:
+        document |= {"doc_id": doc_id, "ids": None}
+    origin = {"source": document["source"]} if document["source"] else {}
+    made = {"doc_id": own, "own": own, "start": document["start"], "ids": [], "jsonl": [], "iob": []}
     try:
-        made["side"] = text_digest(document) if args.split else None
-        prepare(document, args, report)
-        content = to_json([document.get(name) for name in ("text", "entities", "offsets")])
+        choose(document, args, report)
+        content = to_json([document[name] for name in ("text", "entities", "offsets")])
         made["digest"] = hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest()
         for record in units(document, args, report):
             add_record(record | origin, made, args, report)
-        if "brat" in args.to:
-            made["brat"] = to_brat(document)
+        made["brat"] = to_brat(document) if "brat" in args.to else ()
     except UnicodeEncodeError:
-        return broken(f"{where}: half of a surrogate pair; write such characters whole")["report"], None
+        return broken(f"{where}: half of a surrogate pair; write such characters whole"), None
     except DataError as error:
-        return broken(error if str(error).startswith(path) else f"{path}: document {error}")["report"], None
-    if not made["stats"]["tokens"]:
-        report.warn("empty text", where, "no text; left out")
-        report.counts["left out"] += 1
-        return report, None
+        return broken(error if str(error).startswith(path) else f"{path}: document {error}"), None
+    if not report.counts["tokens"]:
+        return report.warn("empty text", where, "no text; left out", count="left out"), None
     report.counts["documents"] += 1
-    made["stats"]["documents"] += 1
-    return report, made | {"iob": layered(made["iob"])}
+    # The last layer has no entities: it is for the layers that another document has, and this one has not.
+    made["iob"] = ["-DOCSTART-\tO\n\n" + "".join(each[min(layer, len(each) - 1)] for each in made["iob"])
+                   for layer in range(max(map(len, made["iob"]), default=0))]  # fmt: skip
+    return report, made
 
 
 def add_record(record, made, args, report):
     """Add a record's lines to what its document has made so far; count it."""
     made["ids"].append(record["id"])
     view, lost, cuts = flat_view(record, args.overlap.replace("layers", "longest"), args.discontinuous)
-    flat_share(view, lost, report)
+    why = {id(entity): reason for entity, reason in lost}
+    for entity in view["entities"]:  # how the flat view holds it: exact, trimmed, changed (a stand-in), or why not
+        whole = "trimmed" if entity["text"] != entity["text"].strip() else "exact"
+        state = why.get(id(entity)) or ("changed" if "fragments" in entity else whole)
+        report.counts["tags", state, entity["type"]] += 1
     for name, n in ("records", 1), ("entities", len(view["entities"])), ("tokens", len(view["tokens"])), ("cuts", cuts):
         report.counts[name] += n
-    made["stats"]["tokens"] += len(view["tokens"])
     if args.stats:
-        measure(view, made["stats"])
+        measure(view, report.counts)
     if "jsonl" in args.to:
         made["jsonl"].append(to_json(view) + "\n")
     if "iob" in args.to:
         tags = [view["tags"]]
         if args.overlap == "layers":
-            kept = [*layers(view["entities"], view["text"]), []]
-            tags = [flat_tags(each, view["offsets"]) for each in kept]
+            tags = [flat_tags(kept, view["offsets"]) for kept in (*layers(view["entities"], view["text"]), [])]
         made["iob"].append([iob_lines(view, each) for each in tags])
-
-
-def layered(records):
-    """The IOB text of a document by layer, and last, one without entities for the layers that it has not."""
-    depth = max(map(len, records), default=0)
-    return [
-        "-DOCSTART-\tO\n\n" + "".join(each[min(layer, len(each) - 1)] for each in records) for layer in range(depth)
-    ]
 
 
 def converted(items, args):
@@ -1172,14 +1059,10 @@ def converted(items, args):
     with ProcessPoolExecutor(args.workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         while (batch := list(itertools.islice(items, BATCH))) or waiting:
             if batch:
-                waiting.append((batch, pool.submit(convert_batch, batch, args)))
+                waiting.append((batch, pool.map(partial(convert, args=args), batch, chunksize=BATCH)))
             if len(waiting) > 3 * args.workers or not batch:
                 first, results = waiting.popleft()
-                yield from ((item, *result) for item, result in zip(first, results.result(), strict=True))
-
-
-def convert_batch(batch, args):
-    return [convert(item, args) for item in batch]
+                yield from ((item, *result) for item, result in zip(first, results, strict=True))
 
 
 def once(results, args):
@@ -1188,14 +1071,15 @@ def once(results, args):
     for item, found, made in results:
         if made:
             doc_id, path = made["doc_id"], item[1]
-            copies = seen.setdefault((doc_id, made["start"]), [])
-            if made["digest"] in copies and item[2] != "conll":
-                counts = {"duplicate documents": 1, "duplicates": found.counts["read"], "read": found.counts["read"]}
-                what = "same id, text and mentions again; kept once"
-                found, made = note("duplicate document", f"{path}: {doc_id}", what, **counts), None
+            before = seen.setdefault((doc_id, made["start"]), [])
+            if made["digest"] in before:
+                read, what = found.counts["read"], "same id, text and mentions again; kept once"
+                found = Report().warn("duplicate document", f"{path}: {doc_id}", what, count="duplicate documents")
+                found.counts.update({"duplicates": read, "read": read})
+                made = None
             else:
-                clash = copies or owner.setdefault(doc_id, path) != path
-                copies.append(made["digest"])
+                clash = before or owner.setdefault(doc_id, path) != path
+                before.append(made["digest"])
                 name = names.get((path, doc_id))
                 while clash or not ids.isdisjoint(made["ids"]):
                     name = name or next(name for n in itertools.count(2) if (name := f"{doc_id}~{n}") not in owner)
@@ -1215,7 +1099,7 @@ class Output:
 
     def __init__(self, split, stack, args):
         self.base, self.stack, self.args = os.path.join(args.output_dir, split), stack, args
-        self.files, self.layers, self.names, self.taken, self.counts = {}, [], {}, set(), Counter()
+        self.files, self.layers, self.names, self.taken, self.report = {}, [], {}, set(), Report()
 
     def file(self, suffix, opened=writing):
         """The open file OUTPUT_DIR/SPLIT.suffix, or folder where there is no suffix."""
@@ -1249,7 +1133,7 @@ class Output:
 @contextmanager
 def writing_folder(path):
     """A folder to fill, by way of `path`.part; what stands at `path` is replaced only if it is ours and untouched."""
-    if os.path.exists(path) and folder_digest(path) != written_digest(path):
+    if os.path.exists(path) and folder_digest(path) != read_sidecar(os.path.join(path, "run.json")).get("digest"):
         raise DataError(f"{path}: holds other files, or annotations that were edited; choose another --output_dir")
     shutil.rmtree(f"{path}.part", ignore_errors=True)
     os.makedirs(f"{path}.part")
@@ -1263,172 +1147,138 @@ def writing_folder(path):
 
 def folder_digest(path):
     """SHA-256 of all files in a folder but its run.json; of their names, too."""
-    files = sorted(
-        os.path.relpath(os.path.join(root, name), path) for root, _, names in os.walk(path) for name in names
-    )
-    digests = (f"{name} {sha256(os.path.join(path, name))}\n" for name in files if name != "run.json")
+    files = sorted(os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
+    lines = (f"{os.path.relpath(file, path)} {sha256(file)}\n" for file in files)
+    digests = (line for line in lines if not line.startswith("run.json "))
     return hashlib.sha256("".join(digests).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def written_digest(path):
-    """The digest that the sidecar of a folder of ours has, or None."""
-    sidecar = os.path.join(path, "run.json")
-    try:
-        return json.loads(decode(sidecar, None)[0])["digest"] if os.path.isfile(sidecar) else None
-    except (LookupError, TypeError, ValueError):
-        return None
-
-
-def assign(items, shares, seed):
-    """Return {digest of a text: "train", "dev" or "test"}; texts of one document, and equal ones, are on one side."""
-    leader = {}
-
-    def find(node):
-        while leader.setdefault(node, node) != node:
-            leader[node] = node = leader[leader[node]]
-        return node
-
-    for document, _, kind, source in items:
-        document = document() if callable(document) else document
-        if "doc_id" in document:
-            name = (source if kind in ("conll", "csv") else None, document["doc_id"])
-            leader[find(name)] = find(text_digest(document))
-    texts = [node for node in leader if isinstance(node, bytes)]
-    groups = sorted({find(text) for text in texts})
-    random.Random(seed).shuffle(groups)
-    edges = [round(len(groups) * share) for share in itertools.accumulate(shares)]
-    side = {group: ("train", "dev", "test")[sum(i >= edge for edge in edges[:2])] for i, group in enumerate(groups)}
-    return {text: side[find(text)] for text in texts}
-
-
-def text_digest(document):
-    text = document["text"] if "text" in document else "".join(part[1] for part in document["parts"])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def input_digests(inputs):
-    """Return {file or folder: SHA-256 of what can be read of it}."""
-    digests = {}
-    for _, _, folder, names in inputs:
-        files = [path for path in (os.path.join(folder, name) for name in sorted(names)) if os.access(path, os.R_OK)]
-        digests[files[0] if len(files) == 1 else folder] = sha256(*files)
-    return digests
+def assign(items, args):
+    """Return {document id: "train", "dev" or "test"}; texts of one document, and equal ones, are on one side."""
+    group = {}  # the list that a document id or the digest of a text belongs to
+    for _, document in (load(item, args) for item in items):
+        if document:
+            name, text = document["doc_id"], hashlib.sha256(document["text"].encode("utf-8", "surrogatepass")).digest()
+            mine, same = group.setdefault(name, [name]), group.setdefault(text, [text])
+            for node in mine if mine is not same else ():
+                same.append(node)
+                group[node] = same
+    first = sorted({nodes[0] for nodes in group.values()})
+    random.Random(args.seed).shuffle(first)
+    edges = [round(len(first) * share) for share in itertools.accumulate(args.split)]
+    side = {node: SIDES[bisect_right(edges[:2], i)] for i, node in enumerate(first)}
+    return {node: side[nodes[0]] for node, nodes in group.items()}
 
 
 def check_paths(splits, args):
     """Refuse to write over an input, the report over either, and BRAT folders where they would be read again."""
-    files = {os.path.realpath(os.path.join(folder, name)) for found in splits.values() for _, _, folder, names in found
-             for name in names if len(names) == 1 or args.report}  # fmt: skip
-    files |= {path.replace("_abstracts", "_entities") for path in files}
+    inputs = list(itertools.chain.from_iterable(splits.values()))
+    files = {os.path.realpath(os.path.join(folder, name)) for _, kind, folder, names in inputs for name in names
+             if args.report or kind not in ("brat", "text")}  # fmt: skip
     files |= {os.path.realpath(path.removesuffix(":group")) for path in (args.map_types,) if path}
-    names = ("train", "dev", "test") if args.split else splits
-    bases = [os.path.join(os.path.realpath(args.output_dir), name) for name in names]
-    report = os.path.realpath(args.report) if args.report else None
-    ours = r"(/.*|(\.layer\d+)?\.(jsonl|iob)(\.run\.json|\.part)*)?"
-    if report and (report in files or any(re.fullmatch(re.escape(base) + ours, report, re.S) for base in bases)):
+    bases = [os.path.join(os.path.realpath(args.output_dir), name) for name in (SIDES if args.split else splits)]
+    ours = tuple(base + end for base in bases for end in ("/", ".jsonl", ".iob", ".layer"))
+    report = os.path.realpath(args.report) if args.report else ""
+    if report in {*files, *bases} or report.startswith(ours):
         raise DataError(f"{args.report}: would be written over; choose another --report")
     if both := files & {f"{base}.{suffix}" for base in bases for suffix in args.to}:
         raise DataError(f"{min(both)}: would be written over; choose another --output_dir")
+    folders = [folder for _, kind, folder, _ in inputs if kind == "brat"] + list(filter(os.path.isdir, args.input))
+    folders = tuple(os.path.realpath(folder) + "/" for folder in folders)
     for base in bases if "brat" in args.to else ():
-        folders = {folder for found in splits.values() for _, kind, folder, _ in found if kind == "brat"}
-        folders |= {path for path in args.input if os.path.isdir(path)}
-        if any(f"{base}/".startswith(os.path.realpath(folder) + "/") for folder in folders):
+        if base.startswith(folders):
             raise DataError(f"{base}: lies in an input folder, to be read as part of it; choose another --output_dir")
 
 
 def write_split(split, inputs, args, report, started):
-    """Convert one split, or with --split all inputs into three, into its files; return its statistics by split."""
-    stats, outputs, errors = {}, {}, sum(message["level"] == "error" for message in report.messages)
-    digests = {} if args.stats else input_digests(inputs)
-    sides = assign(read_documents(inputs, args), args.split, args.seed) if args.split else {}
+    """Convert one split, or with --split all inputs into three, into its files; return the counts of each."""
+    outputs, digests, before = {}, {}, len(report.messages)
+    for _, _, folder, names in inputs if args.to else ():
+        files = [path for path in (os.path.join(folder, name) for name in sorted(names)) if os.access(path, os.R_OK)]
+        digests[files[0] if len(files) == 1 else folder] = sha256(*files)
+    sides = assign(read_documents(inputs, args), args) if args.split else {}
     with ExitStack() as stack:
         for found, made in once(converted(read_documents(inputs, args), args), args):
             report.add(found)
             if made:
-                name = sides.get(made["side"], split)
+                name = sides.get(made["own"], split)
                 output = outputs[name] if name in outputs else outputs.setdefault(name, Output(name, stack, args))
-                stats.setdefault(name, Counter()).update(made["stats"])
-                output.counts.update(found.counts)
+                output.report.counts.update(found.counts)
                 output.add(made)
         for output in outputs.values():
             output.add_layers()
             if output.base in output.files:  # before it gets its name: a folder without a sidecar is not ours
-                folder, names = output.files[output.base], output.names
-                write_sidecar(
-                    folder, args, digests, started, counts=output.counts, digest=folder_digest(folder), names=names
-                )
-    if not outputs and errors == sum(message["level"] == "error" for message in report.messages):
+                folder, counts = output.files[output.base], output.report.named()
+                facts = {"counts": counts, "digest": folder_digest(folder), "names": output.names}
+                write_sidecar(folder, args, digests, started, **facts)
+    if not outputs and all(message["level"] != "error" for message in report.messages[before:]):
         where = os.path.join(inputs[0][2], *inputs[0][3][:1])
-        report.add(note("nothing", where, "holds no token or document that can be read; check --input", "error"))
+        what = "holds no token or document that can be read; check --input"
+        report.add(Report().warn("nothing", where, what, "error"))
     for output in outputs.values():
         for path in output.files:
             if path != output.base:
-                write_sidecar(path, args, digests, started, counts=output.counts)
+                write_sidecar(path, args, digests, started, counts=output.report.named())
             log(f"  -> {path}")
-    return stats
+    return {name: output.report.counts for name, output in outputs.items()}
 
 
 # ---------------------------------------------------------------------------- statistics
 
 
-def measure(record, stats):
+def measure(record, counts):
     """Count what --stats shows of a record: lengths, and how its entities lie to each other and fit into tags."""
     text, entities = record["text"], record["entities"]
-    stats.update({"records": 1, ("texts, words", len(text.split())): 1, ("texts, characters", len(text)): 1})
+    counts.update([("texts, words", len(text.split())), ("texts, characters", len(text))])
     for entity in entities:
-        stats["type", entity["type"]] += 1
-        stats["mentions, words", len(entity["text"].split())] += 1
-        stats["mentions, characters", len(entity["text"])] += 1
-        stats["discontinuous"] += "fragments" in entity
+        words = len(entity["text"].split())
+        counts.update(
+            [("type", entity["type"]), ("mentions, words", words), ("mentions, characters", len(entity["text"]))]
+        )
+    counts["mentions", "discontinuous"] += sum("fragments" in entity for entity in entities)
     spans = {(entity["start"], entity["end"], entity["type"]) for entity in entities}
     for policy in OVERLAPS:
         kept = [flat_entities(entities, text, policy)[0]] if policy != "layers" else layers(entities, text)
-        stats["exact", policy] += len(spans.intersection(itertools.chain.from_iterable(kept)))
-    for relation in overlaps(entities):
-        stats[relation] += 1
+        counts["exact", policy] += len(spans.intersection(itertools.chain.from_iterable(kept)))
+    counts.update(("mentions", relation) for relation in overlaps(entities))
 
 
 def overlaps(entities):
-    """Yield "nested", "crossing" and "same span" for each entity of which it holds, beside any other."""
+    """Return a list of "nested", "crossing" and "same span", for each entity of which it holds beside any other."""
     sets = [(e, frozenset(itertools.chain.from_iterable(range(*span) for span in fragments(e)))) for e in entities]
     sets.sort(key=lambda pair: pair[0]["start"])
-    found = defaultdict(set)
+    found = set()
     for i, (entity, chars) in enumerate(sets):
         for j in range(i + 1, len(sets)):
             if sets[j][0]["start"] >= entity["end"]:
                 break
             other = sets[j][1]
             if chars == other:
-                found[i].add("same span")
-                found[j].add("same span")
+                found |= {("same span", i), ("same span", j)}
             elif chars < other:
-                found[i].add("nested")
+                found.add(("nested", i))
             elif other < chars:
-                found[j].add("nested")
+                found.add(("nested", j))
             elif chars & other:
-                found[i].add("crossing")
-                found[j].add("crossing")
-    return itertools.chain.from_iterable(found.values())
+                found |= {("crossing", i), ("crossing", j)}
+    return [relation for relation, _ in found]
 
 
 def show_stats(stats):
     """Print the corpus table to stdout: sizes, entities by type, overlaps, lengths, by split."""
-    types = sorted({key[1] for counts in stats.values() for key in counts if key[0] == "type"})
-    rows = [["", *stats]]
-    total = {split: sum(counts["type", type_] for type_ in types) for split, counts in stats.items()}
-    for name in ("documents", "records", "tokens"):
-        rows.append([name, *(f"{counts[name]:,}" for counts in stats.values())])
-    rows.append(["entities", *(f"{total[split]:,}" for split in stats)])
-    rows += [[f"  {type_}", *(f"{counts['type', type_]:,}" for counts in stats.values())] for type_ in types]
-    for name in ("nested", "crossing", "same span", "discontinuous"):
-        rows.append([name, *(f"{counts[name]:,}" for counts in stats.values())])
+    columns = list(stats.values())
+    types = sorted({key[1] for counts in columns for key, _ in of("type", counts)})
+    keys = {name: name for name in ("documents", "records", "tokens", "entities")}
+    keys |= {f"  {type_}": ("type", type_) for type_ in types}
+    keys |= {name: ("mentions", name) for name in ("nested", "crossing", "same span", "discontinuous")}
+    rows = [["", *stats], *([label, *(f"{counts[key]:,}" for counts in columns)] for label, key in keys.items())]
     for policy in OVERLAPS:
-        shares = (f"{counts['exact', policy] / max(1, total[split]):.2%}" for split, counts in stats.items())
-        rows.append([f"exact in tags, {policy}", *shares])
+        shares = (counts["exact", policy] / max(1, counts["entities"]) for counts in columns)
+        rows.append([f"exact in tags, {policy}", *(f"{share:.2%}" for share in shares)])
     for name in ("texts, words", "texts, characters", "mentions, words", "mentions, characters"):
         for share in (0.5, 0.9, 0.99, 1):
             label = f"{name}, {f'p{100 * share:.0f}' if share < 1 else 'longest'}"
-            rows.append([label, *(f"{percentile(counts, name, share):,}" for counts in stats.values())])
+            rows.append([label, *(f"{percentile(counts, name, share):,}" for counts in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip())
@@ -1436,19 +1286,23 @@ def show_stats(stats):
 
 def percentile(counts, name, share):
     """The smallest length that at least this share of what was counted under (name, length) does not exceed."""
-    lengths = sorted((key[1], n) for key, n in counts.items() if key[0] == name)
-    wanted = share * sum(n for _, n in lengths)
-    sums = itertools.accumulate(n for _, n in lengths)
-    return next((length for (length, _), reached in zip(lengths, sums, strict=True) if reached >= wanted), 0)
+    lengths = sorted((length, n) for (_, length), n in of(name, counts))
+    sums = list(itertools.accumulate(n for _, n in lengths))
+    return lengths[bisect_left(sums, share * sums[-1])][0] if lengths else 0
 
 
 # ---------------------------------------------------------------------------- command line
 
 
+def of(name, counts):
+    """The counts under (name, ...)."""
+    return [(key, n) for key, n in counts.items() if key[0] == name]
+
+
 def summary(report, args):
     """The last line: what was read, written and left out."""
     counts, states = report.counts, Counter()
-    for (state, _), n in report.flat.items():
+    for (_, state, _), n in of("tags", counts):
         states[state] += n
     whole = states.pop("exact", 0)
     rest = "".join(f", {n:,} {state}" for state, n in states.most_common())
@@ -1463,45 +1317,35 @@ def summary(report, args):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders, folders of splits")
-    data.add_argument("--output_dir", metavar="DIR", help="where SPLIT.jsonl, SPLIT.iob and SPLIT/ go")
-    data.add_argument("--input_format", choices=["auto", *READERS], default="auto", help="default: %(default)s")
-    data.add_argument("--to", nargs="+", choices=["jsonl", "iob", "brat"], default=["jsonl", "iob"],
-                      help="default: jsonl iob")  # fmt: skip
-    data.add_argument("--encoding", metavar="NAME", help="of the input (default: UTF-8; of .txt and .ann also UTF-16)")
-    data.add_argument("--split", nargs=3, type=float, metavar="SHARE",
-                      help="new train, dev and test, by document: --split 0.8 0.1 0.1")  # fmt: skip
-    data.add_argument("--seed", type=int, default=42, help="of --split (default: %(default)s)")
-    data.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
-    policy = parser.add_argument_group("policies")
-    policy.add_argument("--unit", choices=["sentence", "document"], default="sentence", help="default: %(default)s")
-    policy.add_argument("--max_tokens", type=int, metavar="N",
-                        help="windows: as many whole sentences as have N tokens together")  # fmt: skip
-    policy.add_argument("--overlap", choices=OVERLAPS, default="longest",
-                        help="overlapping mentions that go into tags; layers: all (%(default)s)")  # fmt: skip
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    add = parser.add_argument_group("data").add_argument
+    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders, folders of splits")
+    add("--output_dir", metavar="DIR", help="where SPLIT.jsonl, SPLIT.iob and SPLIT/ go")
+    add("--input_format", choices=["auto", *READERS], default="auto", help="default: %(default)s")
+    add("--to", nargs="+", choices=["jsonl", "iob", "brat"], default=["jsonl", "iob"], help="default: jsonl iob")
+    add("--encoding", metavar="NAME", help="of the input (default: UTF-8; of .txt and .ann also UTF-16)")
+    add("--split", nargs=3, type=float, metavar="SHARE",
+        help="new train, dev and test, by document: --split 0.8 0.1 0.1")  # fmt: skip
+    add("--seed", type=int, default=42, help="of --split (default: %(default)s)")
+    add("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    add = parser.add_argument_group("policies").add_argument
+    add("--unit", choices=["sentence", "document"], default="sentence", help="default: %(default)s")
+    add("--max_tokens", type=int, metavar="N", help="windows: as many whole sentences as have N tokens together")
+    add("--overlap", choices=OVERLAPS, default="longest",
+        help="overlapping mentions that go into tags; layers: all (%(default)s)")  # fmt: skip
     stand_ins = ["drop", "hull", "first", "longest", "split"]
-    policy.add_argument("--discontinuous", choices=stand_ins, default="drop",
-                        help="what stands in the tags for a mention in fragments (default: %(default)s)")  # fmt: skip
-    policy.add_argument("--mismatch", choices=["repair", "drop", "keep", "error"], default="repair",
-                        help="where reference text and offsets disagree (default: %(default)s)")  # fmt: skip
-    policy.add_argument("--types", nargs="+", metavar="TYPE", help="keep these alone (as renamed by --map_types)")
-    policy.add_argument("--map_types", metavar="FILE",
-                        help="JSON or TSV, old type to new (none: left out); UMLS SemGroups; FILE:group")  # fmt: skip
-    report = parser.add_argument_group("report")
-    report.add_argument("--stats", action="store_true", help="print the corpus table; write nothing")
-    report.add_argument("--report", metavar="FILE", help="write every count and warning as JSON")
-    report.add_argument("--strict", action="store_true", help="exit 1 after any warning")
+    add("--discontinuous", choices=stand_ins, default="drop",
+        help="what stands in the tags for a mention in fragments (default: %(default)s)")  # fmt: skip
+    add("--mismatch", choices=["repair", "drop", "keep", "error"], default="repair",
+        help="where reference text and offsets disagree (default: %(default)s)")  # fmt: skip
+    add("--types", nargs="+", metavar="TYPE", help="keep these alone (as renamed by --map_types)")
+    add("--map_types", metavar="FILE", help="JSON or TSV, old type to new (none: left out); UMLS SemGroups; FILE:group")
+    add = parser.add_argument_group("report").add_argument
+    add("--stats", action="store_true", help="print the corpus table; write nothing")
+    add("--report", metavar="FILE", help="write every count and warning as JSON")
+    add("--strict", action="store_true", help="exit 1 after any warning")
     args = parser.parse_args(argv)
-    check_args(args, parser)
-    return args
-
-
-def check_args(args, parser):
-    """Refuse, as usage errors, flags that don't go together."""
     try:
         "".encode(args.encoding or "utf-8")
     except (LookupError, UnicodeError):
@@ -1516,39 +1360,41 @@ def check_args(args, parser):
         parser.error("--split takes three shares that add up to 1")
     if args.workers < 1 or (args.max_tokens is not None and args.max_tokens < 1):
         parser.error("--workers and --max_tokens must be at least 1")
+    return args
 
 
 def main(argv=None):
-    args, started, report = parse_args(argv), time.time(), Report()
+    args, started, report, stats = parse_args(argv), time.time(), Report(), {}
     args.type_map = read_type_map(args.map_types) if args.map_types else {}
-    splits, stats = {}, {}
+    splits = {}
     for found in find_inputs(args, report):
         splits.setdefault(None if args.split else found[0], []).append(found)
     if not splits:
         raise DataError(f"{args.input[0]}: nothing in it that this script reads; check --input and --input_format")
     check_paths(splits, args)
     for split, inputs in splits.items():
-        what = ", ".join(
+        what = (
             f"{kind} from {os.path.join(folder, *names[:1][kind == 'brat' :])}" for _, kind, folder, names in inputs
         )
-        log(f"{split or 'all'}: reading {what}")
-        before = report.counts.copy(), report.flat.copy(), report.types.copy()
+        log(f"{split or 'all'}: reading {', '.join(what)}")
+        before = report.counts.copy()
         try:
             stats |= write_split(split, inputs, args, report, started)
         except (DataError, OSError) as error:  # nothing of this split is written; the others go on
-            report.counts, report.flat, report.types = before
+            report.counts = before
             what = error if isinstance(error, DataError) else f"{error.filename or args.output_dir}: {error.strerror}"
             where, _, what = str(what).partition(": ")
-            report.add(note("split", where, what, "error"))
+            report.add(Report().warn("split", where, what, "error"))
     if args.stats:
         show_stats(stats)
-    if report.types:
-        names = ", ".join(f"{type_} {n:,}" for type_, n in report.types.most_common())
-        report.add(note("types left out", "--types, --map_types", names))
+    if left := Counter({type_: n for (_, type_), n in of("left out", report.counts)}):
+        names = ", ".join(f"{type_} {n:,}" for type_, n in left.most_common())
+        report.add(Report().warn("types left out", "--types, --map_types", names))
     if args.report:
-        tags = [{"state": state, "type": type_, "n": n} for (state, type_), n in sorted(report.flat.items())]
+        tags = sorted(of("tags", report.counts))
+        tags = [{"state": state, "type": type_, "n": n} for (_, state, type_), n in tags]
         with writing(args.report) as out:
-            whole = {"counts": report.counts, "tags": tags, "messages": report.messages}
+            whole = {"counts": report.named(), "tags": tags, "messages": report.messages}
             out.write(json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
     log(summary(report, args))
     return int(any(level == "error" or args.strict for level, _ in report.kinds))

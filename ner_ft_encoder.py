@@ -47,8 +47,8 @@ import time
 import warnings
 from bisect import bisect_right
 from collections import Counter, deque
-from functools import partial
-from itertools import chain, groupby, pairwise, product, repeat
+from functools import cache, partial
+from itertools import chain, groupby, pairwise, repeat
 from pathlib import Path
 
 from utils import (
@@ -82,13 +82,16 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "nump
 # what a model remembers of its training, and what models of other tools are
 SHAPE = {"max_length": 256, "doc_context": 0, "bidirectional": "none", "load_in_4bit": False, "last": False,
          "causal": False}  # fmt: skip
-FIXED = {"output_dir", "resume_from_checkpoint", "eval_strategy", "save_strategy", "seed", "learning_rate",
-         "num_train_epochs", "per_device_train_batch_size", "load_best_model_at_end"}  # fmt: skip
 NO_TAGS = ("X", "[CLS]", "[SEP]", "[PAD]", "PAD", "<pad>")  # what some tools label sub-tokens and padding with
-HEADS = ("score", "classifier")  # what transformers calls the head of decoders and of encoders; never quantized
+MISREAD = r"(?i)^LABEL_|^[biesl]_|[-_][bi]$|^\[|^[biesl]$"  # tags of other schemes, taken for types
+HEADS = ["score", "classifier"]  # what transformers calls the head of decoders and of encoders; never quantized
 KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized")  # fields of a record that its prediction has, too
 CHUNK = 500_000  # characters predicted at a time: enough to sort windows by length, bounds memory (200 MB)
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # sub-tokens of a prediction batch; on a CPU the fastest of 512-8192
+HISTORY = {"step": "step", "loss": "loss", "eval_f1": "f1"}  # of the trainer's log, and its name in the sidecar
+LEAST = {"limit": 1, "max_length": 16, "stride": 0, "doc_context": 0, "lora_r": 0, "lora_alpha": 1e-9, "seed": 0,
+         "learning_rate": 1e-9, "num_train_epochs": 1e-9, "batch_size": 1, "early_stopping_patience": 1}  # fmt: skip
+SETTLED = ("nested", "doc_context", "bidirectional", "lora_r", "load_in_4bit")  # in training, for good
 CLOSE = 0.25  # nats; bf16 moved the gap of two labels by 0.16 at most (MiniLM, NCBI-disease test), 4 % are closer
 
 # ---------------------------------------------------------------------------- data: words and windows
@@ -147,53 +150,53 @@ def windows(texts, offsets, tokenizer, max_length, stride, last=False, causal=Fa
                         return_offsets_mapping=True)  # fmt: skip
     owner = encoded.pop("overflow_to_sample_mapping")
     spans = encoded.pop("offset_mapping")
-    best = {}  # (text, word) -> (how good, window, position)
+    best = {}  # (text, word) -> how good, -window, position
     for window, number in enumerate(owner):
         starts, text, size, before = [start for start, _ in offsets[number]], texts[number], len(spans[window]), -1
         for position in reversed(range(size)) if last else range(size):
             start, end = spans[window][position]
-            while start < end and text[start].isspace():  # some tokenizers count the space before a word to it
-                start += 1
+            start = end - len(text[start:end].lstrip())  # some tokenizers count the space before a word to it
             word = bisect_right(starts, start) - 1
             if word not in (-1, before) and start < min(end, offsets[number][word][1]):
                 before = word
-                rank = (end if last else -start, position if causal else min(position, size - position), -window)
-                if (number, word) not in best or rank > best[number, word][0]:
-                    best[number, word] = rank, window, position
-    chosen = [([], []) for _ in owner]
-    for (_, word), (_, window, position) in sorted(best.items()):
-        chosen[window][0].append(word)
-        chosen[window][1].append(position)
-    inputs = ({name: values[i] for name, values in encoded.items()} for i in range(len(owner)))
-    return [(number, each, *found) for number, each, found in zip(owner, inputs, chosen, strict=True) if found[0]]
+                central = position if causal else min(position, size - position)
+                rank = (end if last else -start, central, -window, position)
+                best[number, word] = max(best.get((number, word), ()), rank)
+    found = [[] for _ in owner]
+    for (_, word), (_, _, behind, position) in sorted(best.items()):
+        found[-behind].append((word, position))
+    return [(number, {name: values[i] for name, values in encoded.items()}, *map(list, zip(*found[i], strict=True)))
+            for i, number in enumerate(owner) if found[i]]  # fmt: skip
 
 
-def training_windows(records, tokenizer, config, args):
-    """Windows with `labels`, (sub-tokens, heads): the tags of a word where it is labelled, -100 elsewhere."""
-    ids, types = [{tag: i for i, tag in enumerate(tags)} for tags, _ in heads(config)], types_of_heads(config)
-    units, offsets, tags, learned = [], [], [], 0
-    for record, text, begin in in_context(records, args.doc_context):
-        spans, each = gold_tags(record, types)
-        found = {(spans[a][0], spans[b - 1][1], type_) for head in each for a, b, type_ in tag_spans(head)}
-        learned += sum("fragments" not in e and (e["start"], e["end"], e["type"]) in found for e in record["entities"])
-        units.append(text)
-        offsets.append([(a + begin, b + begin) for a, b in spans])
-        tags.append(each)
-    examples, labelled = [], 0
+def training_windows(records, golds, tokenizer, config, args):
+    """Windows with `labels`, (sub-tokens, heads): the tags of a word where it is labelled, -100 elsewhere.
+
+    golds: what `gold_tags` says of each record.
+    """
+    ids = [{tag: i for i, tag in enumerate(tags)} for tags, _ in heads(config)]
+    units = list(in_context(records, args.doc_context))
     if args.doc_context and len({record["doc_id"] for record in records}) == len(records):
         say("warning: --doc_context: no document has two records; nothing is shown beside a text")
-    for number, inputs, word_ids, positions in windows(units, offsets, tokenizer, args.max_length, args.stride,
+    offsets = [[(a + begin, b + begin) for a, b in spans]
+               for (spans, _), (_, _, begin) in zip(golds, units, strict=True)]  # fmt: skip
+    examples, labelled = [], 0
+    for number, inputs, word_ids, positions in windows([text for _, text, _ in units], offsets, tokenizer,
+                                                       args.max_length, args.stride,
                                                        config.ner["last"], config.ner["causal"]):  # fmt: skip
         labels = [[-100] * len(ids)] * len(inputs["input_ids"])
         for word, position in zip(word_ids, positions, strict=True):
-            labels[position] = [known[head[word]] for known, head in zip(ids, tags[number], strict=True)]
+            labels[position] = [known[head[word]] for known, head in zip(ids, golds[number][1], strict=True)]
         examples.append(inputs | {"labels": labels})
         labelled += len(word_ids)
     if labelled < (total := sum(map(len, offsets))):
         say(f"{total - labelled:,} of {total:,} training tokens have no sub-token of their own; they follow the last")
-    if learned < (gold := sum(len(record["entities"]) for record in records)):
-        more = "" if types else "; --nested per_type keeps those in one of another type"
-        say(f"{gold - learned:,} of {gold:,} training entities are nested, crossing or discontinuous, or of no whole "
+    learned = [{"entities": [e for head in tags for e in spans_to_entities(tag_spans(head), spans, record["text"])]}
+               for record, (spans, tags) in zip(records, golds, strict=True)]  # fmt: skip
+    right, _, gold = strict_counts(records, learned)
+    if right < gold:
+        more = "" if args.nested == "per_type" else "; --nested per_type keeps those in one of another type"
+        say(f"{gold - right:,} of {gold:,} training entities are nested, crossing or discontinuous, or of no whole "
             f"tokens, and not learned{more}")  # fmt: skip
     return examples
 
@@ -201,39 +204,35 @@ def training_windows(records, tokenizer, config, args):
 # ---------------------------------------------------------------------------- method: from scores to entities
 
 
+@cache
+def may_follow(tags):
+    """Whether tag j may follow tag i, (tags, tags): I-X only after B-X or I-X."""
+    import numpy as np
+
+    return np.array([[after[0] != "I" or after[1:] == tag[1:] for after in tags] for tag in tags])
+
+
 def best_path(scores, tags):
     """Return the ids of the best legal IOB2 sequence (Viterbi). scores: (words, labels) log-probabilities.
 
-    Legal: I-X only after B-X or I-X. O(words x labels); a legal argmax needs no search.
+    O(words x labels^2), after a look whether the best tags of the words are legal as they are: most need no search.
     """
     import numpy as np
 
-    ids = {tag: i for i, tag in enumerate(tags)}
-    inside = np.array([i for i, tag in enumerate(tags) if tag[0] == "I"], dtype=int)
-    begin = np.array([ids["B" + tags[i][1:]] for i in inside], dtype=int)
-    path = scores.argmax(1)
-    if is_legal([tags[i] for i in path]):
+    legal, path = may_follow(tuple(tags)), scores.argmax(1)
+    first = legal[tags.index("O")]
+    if first[path[:1]].all() and legal[path[:-1], path[1:]].all():
         return path.tolist()
-    total, steps = scores[0].copy(), []
-    total[inside] = -np.inf
+    steps, back = np.where(legal, 0, -np.inf), []
+    total = scores[0] + steps[tags.index("O")]
     for row in scores[1:]:
-        back = np.full(len(tags), total.argmax())
-        reach = np.full(len(tags), total.max())
-        opened = total[begin] > total[inside]
-        back[inside] = np.where(opened, begin, inside)
-        reach[inside] = np.where(opened, total[begin], total[inside])
-        total = reach + row
-        steps.append(back)
+        reached = total[:, None] + steps
+        back.append(reached.argmax(0))
+        total = reached.max(0) + row
     path = [int(total.argmax())]
-    for back in reversed(steps):
-        path.append(int(back[path[-1]]))
+    for before in reversed(back):
+        path.append(int(before[path[-1]]))
     return path[::-1]
-
-
-def is_legal(path, before="O"):
-    """Whether tags are legal IOB2 after the tag `before`; None: whatever came before allows the first."""
-    known = before is not None
-    return all(tag[0] != "I" or last[1:] == tag[1:] for last, tag in pairwise([before, *path] if known else path))
 
 
 def decode(record, offsets, scores, layout):
@@ -244,9 +243,10 @@ def decode(record, offsets, scores, layout):
     import numpy as np
 
     text, entities = record["text"], []
-    for tags, part in parts(layout) if offsets else ():
-        path = best_path(scores[:, part], tags)
-        sure = np.exp(scores[np.arange(len(path)), part.start + np.array(path)])
+    for head, (tags, _) in enumerate(layout):
+        part = scores.reshape(-1, len(layout), len(tags))[:, head]
+        path = best_path(part, tags)
+        sure = np.exp(part[np.arange(len(path)), path])
         spans = tag_spans([tags[i] for i in path], strict=True)
         found = spans_to_entities(spans, offsets, text)
         for (first, last, _), entity in zip(spans, found, strict=True):
@@ -261,81 +261,67 @@ def decode(record, offsets, scores, layout):
 def score_words(model, tokenizer, texts, offsets, args):
     """Return one (words, tags of all heads) array of log-probabilities per text.
 
-    In half precision first; once more in full the windows in which the two best tags of a word are closer than CLOSE,
-    or the best tags are not legal: where half precision could change a tag. A word without a sub-token of its own (a
-    control character, the second half of a joined piece) continues what the word before it is.
+    Windows go through the model sorted by length, in batches of BATCH_TOKENS: in half precision first, once more in
+    full those in which that could change a tag. A word without a sub-token of its own (a control character, the second
+    half of a joined piece) continues what the word before it is.
     """
     import numpy as np
     import torch
 
-    layout = heads(model.config)
-    size = sum(len(tags) for tags, _ in layout)
-    scores = [np.full((len(spans), size), np.nan, dtype=np.float32) for spans in offsets]
-    model.eval()
-    shape = model.config.ner
-    done = todo = windows(texts, offsets, tokenizer, args.max_length, args.stride, shape["last"], shape["causal"])
-    if half := half_precision(model.device.type):
-        todo = forward(model, tokenizer, todo, scores, half)
-    if not half or model.dtype == torch.float32:
-        forward(model, tokenizer, todo, scores, None)
-    if any(np.isnan(scores[window[0]][window[2]]).any() for window in done):
+    layout, shape, kind, half = heads(model.config), model.config.ner, model.device.type, device_and_half()[1]
+    tags = layout[0][0]  # those of the other heads are the same, but for the type
+    scores = [np.full((len(spans), len(layout), len(tags)), np.nan, dtype=np.float32) for spans in offsets]
+    found = windows(texts, offsets, tokenizer, args.max_length, args.stride, shape["last"], shape["causal"])
+    found.sort(key=lambda window: -len(window[1]["input_ids"]))
+    scores_of = getattr(model.eval(), "_original_forward", model)  # what a Trainer wraps in half precision for good
+    for precision in dict.fromkeys([half, None] if model.dtype == torch.float32 else [half]):
+        todo = [window for window in found if in_doubt(scores[window[0]][window[2]], tags)]
+        while todo:
+            size = max(1, BATCH_TOKENS[kind] // len(todo[0][1]["input_ids"]))
+            batch, todo = todo[:size], todo[size:]
+            inputs = tokenizer.pad([window[1] for window in batch], pad_to_multiple_of=8, return_tensors="pt")
+            with torch.inference_mode(), torch.autocast(kind, precision or torch.bfloat16, enabled=bool(precision)):
+                logits = scores_of(**inputs.to(model.device)).logits
+            rows = log_probabilities(logits.float(), layout).cpu().numpy()
+            for (number, _, word_ids, positions), table in zip(batch, rows, strict=True):
+                scores[number][word_ids] = table[positions]
+    if any(np.isnan(scores[number][word_ids]).any() for number, _, word_ids, _ in found):
         raise DataError(f"{args.model}: its scores are not numbers; was it trained to the end, at a lower rate?")
-    for table, (tags, part) in product(scores, parts(layout)):
-        ids = {tag: i for i, tag in enumerate(tags)}
-        for word in np.flatnonzero(np.isnan(table[:, part.start])):
-            row = table[word, part] = table[word - 1, part] if word else [0.0 if tag == "O" else -1e9 for tag in tags]
-            for i, b in ((i, ids["B" + tag[1:]]) for i, tag in enumerate(tags) if tag[0] == "I"):
-                table[word, part.start + i], table[word, part.start + b] = np.logaddexp(row[i], row[b]), -1e9
+    return [continued(table, tags).reshape(-1, len(layout) * len(tags)) for table in scores]
+
+
+def in_doubt(scores, tags):
+    """Whether half precision could change a tag of these words, or they have no scores yet: (words, heads, tags)."""
+    import numpy as np
+
+    two, best = np.partition(scores, -2)[..., -2:], scores.argmax(-1)
+    sure = (two[..., 1] - two[..., 0] >= CLOSE).all()  # not so where they are not numbers
+    return not sure or not may_follow(tuple(tags))[best[:-1], best[1:]].all()
+
+
+def continued(scores, tags):
+    """The scores, (words, heads, tags), where those of a word without any are I-X as B-X or I-X before it, else O."""
+    import numpy as np
+
+    inside = [i for i, tag in enumerate(tags) if tag[0] == "I"]
+    begin = [tags.index("B" + tags[i][1:]) for i in inside]
+    for word in np.flatnonzero(np.isnan(scores[:, 0, 0])):
+        row = scores[word]
+        row[:] = scores[word - 1] if word else [0.0 if tag == "O" else -1e9 for tag in tags]
+        row[:, inside], row[:, begin] = np.logaddexp(row[:, inside], row[:, begin]), -1e9
     return scores
 
 
-def forward(model, tokenizer, todo, scores, half):
-    """Fill in the scores of these windows' words; return the windows whose best tags are in doubt.
-
-    Windows go through the model sorted by length, in batches of BATCH_TOKENS.
-    """
-    import torch
-
-    doubtful, first, kind, layout = [], 0, model.device.type, heads(model.config)
-    scores_of = getattr(model, "_original_forward", model)  # what a Trainer wraps in half precision for good
-    todo = sorted(todo, key=lambda window: -len(window[1]["input_ids"]))
-    while first < len(todo):
-        size = max(1, BATCH_TOKENS.get(kind, 4096) // len(todo[first][1]["input_ids"]))
-        batch = todo[first : first + size]
-        inputs = tokenizer.pad([window[1] for window in batch], pad_to_multiple_of=8, return_tensors="pt")
-        with torch.inference_mode(), torch.autocast(kind, half or torch.bfloat16, enabled=half is not None):
-            logits = scores_of(**inputs.to(model.device)).logits
-        rows = log_probabilities(logits.float(), layout).cpu().numpy()
-        for window, table in zip(batch, rows, strict=True):
-            number, _, word_ids, positions = window
-            scores[number][word_ids] = table[positions]
-            if any(in_doubt(table[positions, part], tags) for tags, part in parts(layout)):
-                doubtful.append(window)
-        first += size
-    return doubtful
-
-
 def log_probabilities(logits, layout):
-    """(..., labels of the model) to (..., tags of all heads), for each head by itself."""
+    """(..., labels of the model) to (..., heads, tags), for each head by itself."""
     import torch
 
     found = []
     for _, columns in layout:
-        own = sorted({i for each in columns for i in each})
+        own = sorted({*chain(*columns)})
         logp = logits[..., own].log_softmax(-1)
-        if [[i] for i in own] != columns:
-            logp = torch.stack([logp[..., [own.index(i) for i in each]].logsumexp(-1) for each in columns], -1)
-        found.append(logp)
-    return torch.cat(found, -1)
-
-
-def in_doubt(scores, tags):
-    """Whether half precision could have changed a tag of these words: (words, tags) log-probabilities."""
-    import numpy as np
-
-    two = np.partition(scores, -2, axis=1)[:, -2:]
-    sure = (two[:, 1] - two[:, 0] >= CLOSE).all()  # not so where they are not numbers
-    return not sure or not is_legal([tags[i] for i in scores.argmax(1)], None)
+        found.append(torch.stack([logp[..., [own.index(i) for i in each]].logsumexp(-1) for each in columns], -1))
+    return torch.stack(found, -2)
 
 
 def predict(model, tokenizer, records, args):
@@ -355,36 +341,24 @@ def predict(model, tokenizer, records, args):
 
 def strict_counts(golds, preds):
     """(right, predicted, gold) entities over whole records: type and all fragments must agree."""
-    sides = [{(i, e["type"], *map(tuple, fragments(e))) for i, record in enumerate(records) for e in record["entities"]}
-             for records in (golds, preds)]  # fmt: skip
-    return len(sides[0] & sides[1]), len(sides[1]), len(sides[0])
+    gold, pred = ({(i, e["type"], *map(tuple, fragments(e))) for i, record in enumerate(records)
+                   for e in record["entities"]} for records in (golds, preds))  # fmt: skip
+    return len(gold & pred), len(pred), len(gold)
 
 
 # ---------------------------------------------------------------------------- model and training
 
 
-def has_cuda():
-    """Whether a GPU can be used."""
+def device_and_half():
+    """The device, and the type for autocast on it: bf16 where there are units for it (without them it costs time on a
+    CPU), fp16 on older GPUs, else None."""
     import torch
 
-    return torch.cuda.is_available()
-
-
-def has_bf16():
-    """Whether this machine has bf16 units; without them autocast to bf16 costs time on a CPU."""
-    import torch
-
-    if has_cuda():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.cuda.is_available():
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "cuda", torch.bfloat16 if bf16 else torch.float16
     known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.7 and later
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
-def half_precision(device):
-    """The type for autocast: bf16 where there are units for it, fp16 on older GPUs, else None."""
-    import torch
-
-    return torch.bfloat16 if has_bf16() else torch.float16 if device == "cuda" else None
+    return "cpu", torch.bfloat16 if known.get("avx512_bf16") or known.get("amx_bf16") else None
 
 
 def model_path(name):
@@ -403,24 +377,26 @@ def load(args, labels=None):
 
     config.ner holds what prediction must do as training did, SHAPE; --max_length and --stride follow it.
     """
-    from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+    import torch
+    from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, BitsAndBytesConfig
 
     path, options = model_path(args.model), {"trust_remote_code": args.trust_remote_code}
-    base = base_of(path)
+    base, (device, half) = base_of(path), device_and_half()
     try:
         if base and labels:
             raise ValueError("an adapter is not trained further; give its base")
         config = AutoConfig.from_pretrained(path, **options)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         known = config.id2label
-        shape(config, labels, args)
-        check_length(args, config, tokenizer)
+        settle(config, tokenizer, labels, args)
         if config.ner["load_in_4bit"]:  # the base is quantized when it is read; its own files are not
             vars(config).pop("quantization_config", None)
-            options["quantization_config"] = four_bits()
-        model, found = AutoModelForTokenClassification.from_pretrained(
-            model_path(base or path), config=config, dtype=base_type(half=base or args.lora_r),
-            ignore_mismatched_sizes=True, output_loading_info=True, **options)  # fmt: skip
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                llm_int8_skip_modules=HEADS, bnb_4bit_compute_dtype=half or torch.float32)  # fmt: skip
+        model, found = AutoModelForTokenClassification.from_pretrained(  # an adapter is trained on the GPU's half
+            model_path(base or path), config=config, ignore_mismatched_sizes=True, output_loading_info=True,
+            dtype=half if device == "cuda" and (base or args.lora_r) else torch.float32, **options)  # fmt: skip
         if not labels and not base and (lost := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])})):
             raise DataError(f"{args.model}: has no trained head ({lost[0]} is missing); train it with --train_file")
         attend(model, args, new=labels is not None)
@@ -445,62 +421,29 @@ def load(args, labels=None):
 
 def base_of(path):
     """The base model of an adapter's folder, None of any other model."""
-    stored = read_sidecar(os.path.join(path, "adapter_config.json"))
-    return stored.get("base_model_name_or_path")
+    return read_sidecar(os.path.join(path, "adapter_config.json")).get("base_model_name_or_path")
 
 
-def base_type(half):
-    """The type of the weights: the GPU's half precision where an adapter is trained on them, else float32."""
-    import torch
+def settle(config, tokenizer, labels, args):
+    """Give a configuration its labels and config.ner: those of the arguments in training, else what it remembers.
 
-    return half_precision("cuda") if half and has_cuda() else torch.float32
-
-
-def shape(config, labels, args):
-    """Give a configuration its labels and config.ner: those of the arguments in training, else what it remembers."""
-    stored = getattr(config, "ner", None)
-    config.ner = SHAPE | (stored if isinstance(stored, dict) else {})
-    if args.max_length is None:
-        args.max_length = SHAPE["max_length"] if labels else config.ner["max_length"]
-    if args.stride is None:
-        args.stride = args.max_length // 4
+    DataError where the tokenizer gives no offsets, or windows are longer than the model reads.
+    """
+    config.use_cache, config.ner = False, SHAPE | (getattr(config, "ner", None) or {})
+    args.max_length = args.max_length or (SHAPE if labels else config.ner)["max_length"]
+    args.stride = args.max_length // 4 if args.stride is None else args.stride
     if labels:
         config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
         config.ner = {name: getattr(args, name, plain) for name, plain in SHAPE.items()}
-    config.use_cache = False
-
-
-def four_bits():
-    """QLoRA's quantization: nf4, double, never of the head; DataError where bitsandbytes is missing."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401 (transformers says less when it is missing)
-    except ImportError:
-        raise DataError("--load_in_4bit: the package bitsandbytes is not installed; pip install it") from None
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules=list(HEADS),
-        bnb_4bit_compute_dtype=half_precision("cuda" if has_cuda() else "cpu") or torch.float32)  # fmt: skip
-
-
-def check_length(args, config, tokenizer):
-    """Raise DataError where the tokenizer gives no offsets, or windows are longer than the model reads."""
     if not tokenizer.is_fast:
         raise DataError(f"{args.model}: its tokenizer gives no character offsets; use a model with a fast tokenizer")
-    positions = getattr(config, "max_position_embeddings", args.max_length)
-    if "roberta" in config.model_type or config.model_type == "camembert":
-        positions -= 2  # theirs start after the padding index
-    limit = min(tokenizer.model_max_length, positions)
+    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", sys.maxsize))
+    if type(config.ner["bidirectional"]) is int:  # the last row of a sliding window's mask hides what is before it
+        limit = min(limit, getattr(config, "sliding_window", None) or limit)
     limit -= limit % 8  # windows are padded to multiples of 8
-    if args.max_length > limit:
-        raise DataError(f"--max_length {args.max_length}: {args.model} reads {limit} sub-tokens at most; long texts go "
-                        "through several windows")  # fmt: skip
-    if not 0 <= args.stride < args.max_length - 8:
-        raise DataError(f"--stride {args.stride}: must be at least 8 less than --max_length {args.max_length}")
-    if type(config.ner["bidirectional"]) is int and args.max_length > (getattr(config, "sliding_window", 0) or limit):
-        raise DataError(f"--max_length {args.max_length}: with --bidirectional K at most {config.sliding_window}, the "
-                        "model's attention window")  # fmt: skip
+    if args.max_length > limit or args.stride >= args.max_length - 8:
+        raise DataError(f"--max_length {args.max_length}: {args.model} reads {limit} sub-tokens at most, and --stride "
+                        f"{args.stride} must be at least 8 less; long texts go through several windows")  # fmt: skip
 
 
 def attend(model, args, new):
@@ -509,42 +452,38 @@ def attend(model, args, new):
     `all` is transformers' own switch, config.is_causal. K: the top K layers get the mask's last row, which hides
     nothing but padding, as the mask of every position.
     """
-    config = model.config
-    top, causal = config.ner["bidirectional"], new and is_causal(model)
-    if new and top != "none" and not causal:
-        raise DataError(f"--bidirectional: {args.model} sees both sides already; leave it out")
+
+    def last_row_for_all(layer, args, kwargs):
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 4:
+            kwargs["attention_mask"] = mask[:, :, -1:].expand_as(mask)
+        return args, kwargs
+
+    top, causal = model.config.ner["bidirectional"], new and is_causal(model)
     if top == "all":
-        config.is_causal = False
+        model.config.is_causal = False
     elif top != "none":
         layers = [each for each in getattr(model.base_model, "layers", ()) if hasattr(each, "self_attn")]
-        if not 0 < top <= len(layers):
+        if top > len(layers):
             raise DataError(f"--bidirectional {top}: {args.model} has {len(layers)} layers that can be opened")
         for layer in layers[-top:]:
             layer.self_attn.is_causal = False  # where nothing is padded there is no mask
             layer.register_forward_pre_hook(last_row_for_all, with_kwargs=True)
+    if new and top != "none" and (not causal or is_causal(model)):
+        raise DataError(f"--bidirectional {top}: {args.model} sees both sides already, or can't; leave it out")
     if new:
-        config.ner |= {"last": causal and top != "all", "causal": causal and top == "none"}
-        if top != "none" and is_causal(model):
-            raise DataError(f"--bidirectional {top}: the attention of {args.model} can't be opened; leave it out")
-
-
-def last_row_for_all(layer, args, kwargs):
-    """A hook before a decoder's layer: each position may see what the last one sees."""
-    mask = kwargs.get("attention_mask")
-    if mask is not None and mask.ndim == 4:
-        kwargs["attention_mask"] = mask[:, :, -1:].expand_as(mask)
-    return args, kwargs
+        model.config.ner |= {"last": causal and top != "all", "causal": causal and top == "none"}
 
 
 def is_causal(model):
     """Whether what a model makes of a token is the same whatever follows it; found by trying."""
     import torch
 
-    ids = torch.arange(5, 13, device=model.device)[None]
+    ids = torch.arange(5, 13, device=model.device).repeat(2, 1)
+    ids[1, -1] = 13
     with torch.inference_mode():
-        a, b = (model.eval().base_model(input_ids=each, attention_mask=torch.ones_like(ids)).last_hidden_state[0, :-1]
-                for each in (ids, ids.where(ids != 12, 13)))  # fmt: skip
-    return torch.allclose(a, b, atol=1e-3)
+        states = model.eval().base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, :-1]
+    return torch.allclose(states[0], states[1], atol=1e-3)
 
 
 def heads(config):
@@ -557,43 +496,18 @@ def heads(config):
     names = [config.id2label[i] for i in range(config.num_labels)]
     if names[0].startswith("O-"):
         return [(["O", *names[i + 1 : i + 3]], [[i], [i + 1], [i + 2]]) for i in range(0, len(names), 3)]
-    tagged = [bool(re.match("O$|[BIESLU](-.|$)", name)) for name in names]
-    scheme = sum(tagged) > 1 and all(is_tag or name in NO_TAGS for is_tag, name in zip(tagged, names, strict=True))
-    odd = [name for name in names if not scheme and re.search(r"(?i)^LABEL_|^[biesl]_|[-_][bi]$|^\[|^[biesl]$", name)]
+    known = {i: name for i, name in enumerate(names) if name not in NO_TAGS}
+    scheme = all(re.match("O$|[BIESLU](-.|$)", name) for name in known.values())
+    odd = [name for name in known.values() if not scheme and re.search(MISREAD, name)]
     if "O" not in names or odd:
         raise DataError(f"{config.name_or_path}: its labels are no tags of entities ({', '.join(odd or names[:3])} …), "
                         "as O, B-X, I-X or types would be; train it first with --train_file")  # fmt: skip
-    read = [("O", None) if name == "O" else split_tag(name) if scheme and is_tag else ("", name)
-            for name, is_tag in zip(names, tagged, strict=True)]  # fmt: skip
-    columns, begun = {}, {type_ for prefix, type_ in read if prefix in ("B", "S", "U")}
-    for i, (prefix, type_) in enumerate(read):
-        if scheme and not prefix:
-            continue  # a label of padding
-        tags = "O" if prefix == "O" else "B" if prefix in ("B", "S", "U") else "I" if type_ in begun else "IB"
-        for tag in tags:  # I before B: it wins a tie
-            columns.setdefault("O" if tag == "O" else f"{tag}-{type_}", []).append(i)
+    read = [split_tag(name) if scheme or name == "O" else ("I", name) for name in known.values()]
+    columns, begun = {}, {type_ for prefix, type_ in read if prefix in "BSU"}
+    for i, (prefix, type_) in zip(known, read, strict=True):
+        for tag in "O" if prefix == "O" else "B" if prefix in "BSU" else "I" if type_ in begun else "IB":
+            columns.setdefault("O" if tag == "O" else f"{tag}-{type_}", []).append(i)  # I before B: it wins a tie
     return [(list(columns), list(columns.values()))]
-
-
-def parts(layout):
-    """Yield (tags, where they stand in a row of scores) of each head."""
-    at = 0
-    for tags, _ in layout:
-        yield tags, slice(at, at + len(tags))
-        at += len(tags)
-
-
-def types_of_heads(config):
-    """The types that have a head of their own; none where one head has all."""
-    return [tags[1][2:] for tags, _ in heads(config)] if config.id2label[0].startswith("O-") else []
-
-
-def labels_to_learn(records, nested):
-    """The labels of a model: O, then B- and I- of each type of the flat view, sorted; or those of a head a type."""
-    if nested == "per_type":
-        return [f"{tag}-{type_}" for type_ in types_of(records) for tag in "OBI"]
-    types = {split_tag(tag)[1] for record in records for tag in gold_tags(record, ())[1][0]} - {None}
-    return ["O", *(f"{prefix}-{type_}" for type_ in sorted(types) for prefix in "BI")]
 
 
 def warn_unseen(path, records, tags):
@@ -608,25 +522,27 @@ def warn_unseen(path, records, tags):
 
 
 def training_arguments(args):
-    """transformers' TrainingArguments; --training_args come last and win."""
+    """transformers' TrainingArguments; --training_args win, but over what has a flag or is this script's business."""
+    import torch
     from transformers import TrainingArguments
 
-    cuda = has_cuda()
-    settings = {
-        "output_dir": checkpoints(args), "seed": args.seed,
+    device, half = device_and_half()
+    ours = {
+        "output_dir": os.path.join(args.output_dir, "checkpoints.part"), "seed": args.seed,
         "learning_rate": args.learning_rate, "num_train_epochs": args.num_train_epochs,
-        "per_device_train_batch_size": args.batch_size, "logging_steps": 0.02,
-        "warmup_steps": 0.1, "weight_decay": 0.01, "train_sampling_strategy": "group_by_length",
-        "bf16": has_bf16(), "fp16": cuda and not has_bf16(), "use_cpu": not cuda, "dataloader_pin_memory": cuda,
-        "eval_strategy": "epoch" if args.validation_file else "no", "save_strategy": "epoch", "save_total_limit": 1,
-        "load_best_model_at_end": bool(args.validation_file), "restore_callback_states_from_checkpoint": True,
-        "metric_for_best_model": "f1", "report_to": "none", "remove_unused_columns": False,
+        "per_device_train_batch_size": args.batch_size, "resume_from_checkpoint": None,
+        "eval_strategy": "epoch" if args.validation_file else "no", "save_strategy": "epoch",
+        "load_best_model_at_end": bool(args.validation_file),
+    }  # fmt: skip
+    settings = {
+        "logging_steps": 0.02, "warmup_steps": 0.1, "weight_decay": 0.01, "train_sampling_strategy": "group_by_length",
+        "bf16": half == torch.bfloat16, "fp16": half == torch.float16, "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device == "cuda", "save_total_limit": 1, "metric_for_best_model": "f1",
+        "restore_callback_states_from_checkpoint": True, "report_to": "none", "remove_unused_columns": False,
         "disable_tqdm": not sys.stderr.isatty(), "log_level": "error", "ddp_find_unused_parameters": False,
     }  # fmt: skip
     try:
-        if own := FIXED & {key for key, _ in args.training_args}:
-            raise ValueError(f"{min(own)}: has a flag of its own, or is this script's business")
-        made = TrainingArguments(**settings | dict(args.training_args))
+        made = TrainingArguments(**ours, **settings | dict(args.training_args))
         made._n_gpu = min(1, made.n_gpu)  # several GPUs are for torchrun, not for DataParallel
         return made
     except Exception as error:  # wrong kinds of values fail where they are first used
@@ -641,22 +557,27 @@ def train(args, records, dev, stamp):
     from accelerate.utils import broadcast_object_list
 
     transformers.set_seed(args.seed)
-    labels = labels_to_learn(records, args.nested)
-    if len(labels) < 2:
+    types = types_of(records) if args.nested == "per_type" else []
+    golds = [gold_tags(record, types) for record in records]
+    learned = sorted({tag[2:] for _, tags in golds for tag in chain(*tags)} - {""})
+    labels = ["O", *(f"{tag}-{type_}" for type_ in learned for tag in "BI")]
+    if types:
+        labels = [f"{tag}-{type_}" for type_ in types for tag in "OBI"]
+    if not learned:
         raise DataError(f"{args.train_file}: no entity in it; nothing to learn")
     settings = training_arguments(args)  # first: it gives each process its GPU
     dev = list(warn_unseen(args.validation_file, dev, labels))
     model, tokenizer = load(args, labels)
-    examples = training_windows(records, tokenizer, model.config, args)
+    examples = training_windows(records, golds, tokenizer, model.config, args)
     try:
         trainer = f1_trainer(adapted(model, args), tokenizer, settings, examples, dev, args)
     except Exception as error:  # an impossible combination of settings
         raise DataError(f"{args.model}: can't be trained so: {' '.join(str(error).split())[:200]}") from None
-    weights = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
-    say(f"training {sum(weights):,} weights on {len(records):,} records in {len(examples):,} windows, "
-        f"{len({label[2:] for label in labels} - {''})} types, "
+    weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    say(f"training {weights:,} weights on {len(records):,} records in {len(examples):,} windows, "
+        f"{len(types or learned)} types, "
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
-    last = last_checkpoint(checkpoints(args), stamp) if settings.process_index == 0 else None
+    last = last_checkpoint(settings.output_dir, stamp) if settings.process_index == 0 else None
     try:
         trainer.train(resume_from_checkpoint=broadcast_object_list([last])[0])
     except torch.cuda.OutOfMemoryError:
@@ -670,10 +591,6 @@ def train(args, records, dev, stamp):
     return trainer, tokenizer
 
 
-def checkpoints(args):
-    return os.path.join(args.output_dir, "checkpoints.part")
-
-
 def adapted(model, args):
     """The model as it is trained: whole, or with LoRA on every linear layer but the head, which is trained whole."""
     if not args.lora_r:
@@ -683,14 +600,14 @@ def adapted(model, args):
     model.enable_input_require_grads()  # for gradient_checkpointing
     model = get_peft_model(model, LoraConfig(
         task_type="TOKEN_CLS", r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r, lora_dropout=0.1,
-        target_modules="all-linear", exclude_modules=list(HEADS)))  # fmt: skip
+        target_modules="all-linear", exclude_modules=HEADS))  # fmt: skip
     for weights in model.parameters():
         weights.data = weights.data.float() if weights.requires_grad else weights.data  # the head is the base's half
     model.create_or_update_model_card = lambda *_: None  # a README.md in OUTPUT_DIR is the user's
-    if os.path.isdir(args.model):  # found from wherever the adapter is used; the packaged model by its name
-        model.peft_config["default"].base_model_name_or_path = os.path.abspath(args.model)
-    elif args.model == "minilm":
-        model.peft_config["default"].base_model_name_or_path = "minilm"
+    config = model.peft_config["default"]
+    config.target_modules, config.exclude_modules = sorted(config.target_modules), HEADS  # sets: of no order
+    named = args.model == "minilm" or not os.path.isdir(args.model)  # a folder is found from wherever it is used
+    config.base_model_name_or_path = args.model if named else os.path.abspath(args.model)
     return model
 
 
@@ -712,95 +629,57 @@ def f1_trainer(model, tokenizer, settings, examples, dev, args):
     import torch
     import transformers
 
+    documents = [list(group) for _, group in groupby(dev, key=lambda record: record["doc_id"])]
+    share = list(chain(*documents[settings.process_index :: settings.world_size]))
+
     class F1Trainer(transformers.Trainer):
         def evaluate(self, *_, **__):
             """Score with the code that predicts; each process takes a share of the documents."""
-            place = {name: i for i, name in enumerate(dict.fromkeys(record["doc_id"] for record in dev))}
-            share = [r for r in dev if place[r["doc_id"]] % self.args.world_size == self.args.process_index]
             counts = strict_counts(share, predict(self.model, tokenizer, share, args))
-            counts = torch.tensor(counts, device=self.args.device)
-            if self.args.world_size > 1:
-                torch.distributed.all_reduce(counts)
-            right, pred, gold = counts.tolist()
+            right, pred, gold = self.accelerator.reduce(torch.tensor(counts, device=self.args.device)).tolist()
             metrics = {"eval_f1": 2 * right / max(1, pred + gold)}
             self.log(metrics)
-            if self.is_world_process_zero():
-                loss = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), 0)
-                where = f"epoch {self.state.epoch:g}, step {self.state.global_step}"
-                log(f"{where}: loss {loss:.4f}, development strict F1 {metrics['eval_f1']:.4f}")
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            loss = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), 0)
+            say(f"epoch {self.state.epoch:g}, step {self.state.global_step}: loss {loss:.4f}, "
+                f"development strict F1 {metrics['eval_f1']:.4f}")  # fmt: skip
+            # Patience counts from the first entity found on: a small corpus needs some epochs for it.
+            told = metrics if right else {}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
             self.model.train()
             return metrics
 
-    class Patience(transformers.EarlyStoppingCallback):
-        def check_metric_value(self, args, state, control, metric_value):
-            """Count from the first entity found on: a small corpus needs some epochs for it."""
-            if metric_value:
-                super().check_metric_value(args, state, control, metric_value)
-
-    class Bar(transformers.ProgressCallback):
-        def on_log(self, *_, **__):
-            """No figures beside the bar: `evaluate` logs them."""
-
     collator = transformers.DataCollatorForTokenClassification(
-        tokenizer, pad_to_multiple_of=8, label_pad_token_id=[-100] * len(heads(model.config))
-    )
-    callbacks = [Patience(args.early_stopping_patience)] if settings.load_best_model_at_end else []
-    trainer = F1Trainer(model=model, args=settings, train_dataset=examples, eval_dataset=dev or None,
-                        processing_class=tokenizer, data_collator=collator, callbacks=callbacks,
-                        compute_loss_func=partial(loss_of, smoothing=settings.label_smoothing_factor))  # fmt: skip
-    trainer.remove_callback(transformers.PrinterCallback)
-    if not settings.disable_tqdm:
-        trainer.remove_callback(transformers.ProgressCallback)
-        trainer.add_callback(Bar)
-    return trainer
-
-
-def loss_and_f1(log_history):
-    """The trainer's log as [{"step", "loss" and/or "f1"}], in order, for the sidecar and the report's curves."""
-    history = {}
-    for entry in log_history:
-        row = {new: entry[old] for old, new in (("loss", "loss"), ("eval_f1", "f1")) if old in entry}
-        if row:
-            history.setdefault(entry["step"], {"step": entry["step"]}).update(row)
-    return list(history.values())
+        tokenizer, pad_to_multiple_of=8, label_pad_token_id=[-100] * len(heads(model.config)))  # fmt: skip
+    patience = transformers.EarlyStoppingCallback(args.early_stopping_patience)
+    for shown in (transformers.PrinterCallback, transformers.ProgressCallback):
+        shown.on_log = lambda *_, **__: None  # no figures beside the bar: `evaluate` says them
+    return F1Trainer(model=model, args=settings, train_dataset=examples, eval_dataset=dev or None,
+                     processing_class=tokenizer, data_collator=collator, callbacks=[patience] if dev else [],
+                     compute_loss_func=partial(loss_of, smoothing=settings.label_smoothing_factor))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- command line
 
 
-def open_layers(text):
-    """Parse none, all or a number of layers."""
-    if text not in ("none", "all") and (not text.isdecimal() or not int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not none, all or a number of layers")
-    return int(text) if text.isdecimal() else text
-
-
 def check_args(args, parser):
     """Refuse, as usage errors, flags that don't go together or would destroy a file; fill in the learning rate."""
-    settled = {"nested": "flat", "doc_context": 0, "bidirectional": "none", "lora_r": 0, "load_in_4bit": False}
-    given = [name for name, plain in settled.items() if getattr(args, name) != plain]
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < 2**32:
+            parser.error(f"--{name} {value}: must be at least {least} and less than 2 ** 32")
+    given = [name for name in SETTLED if getattr(args, name) != parser.get_default(name)]
     wrong = {
         "give --train_file, --test_file or both": not args.train_file and not args.test_file,
-        "--output_file takes one --test_file; without it each goes to OUTPUT_DIR/STEM.pred.jsonl":
-            args.output_file and len(args.test_file) != 1,
-        "--max_length: at least 16, and --stride at least 8 less": not (args.max_length or 16) >= 16
-            or not 0 <= (args.stride or 0) < (args.max_length or sys.maxsize) - 8,
-        "--limit must be at least 1": args.limit is not None and args.limit < 1,
-        "--validation_file chooses a checkpoint: give --train_file, or name it as --test_file":
-            args.validation_file and not args.train_file,
-        "--seed, --doc_context and --lora_r must not be negative": min(args.seed, args.doc_context, args.lora_r) < 0,
-        "--batch_size, --early_stopping_patience: at least 1": min(args.batch_size, args.early_stopping_patience) < 1,
-        "--num_train_epochs, --learning_rate, --lora_alpha: more than 0":
-            any(not 0 < each < 1e6 for each in (args.num_train_epochs, args.learning_rate or 1, args.lora_alpha or 1))
-            or 0 in (args.learning_rate, args.lora_alpha),
-        "--seed: less than 2 ** 32": args.seed >= 2**32,
-        "--lora_alpha scales an adapter: give --lora_r": args.lora_alpha is not None and not args.lora_r,
+        "--output_file takes one --test_file; leave it out": args.output_file and len(args.test_file) != 1,
+        "--stride: at least 8 less than --max_length": args.max_length and (args.stride or 0) >= args.max_length - 8,
+        "--validation_file chooses a checkpoint: give --train_file": args.validation_file and not args.train_file,
+        "--bidirectional: none, all or a number of layers":
+            not re.fullmatch("none|all|[1-9][0-9]*", str(args.bidirectional)),
+        "--lora_alpha and --load_in_4bit are about an adapter: give --lora_r":
+            (args.lora_alpha or args.load_in_4bit) and not args.lora_r,
         "--output_dir would replace --model, which is read; name another folder":
             args.train_file and os.path.realpath(args.output_dir) == os.path.realpath(args.model),
-        "--load_in_4bit trains an adapter: give --lora_r": args.load_in_4bit and not args.lora_r,
-        f"--{given[0] if given else ''} is settled in training, and the model knows it: leave it out":
-            given and not args.train_file,
+        f"--{', --'.join(given)}: settled in training; leave it out": given and not args.train_file,
     }  # fmt: skip
     for message, holds in wrong.items():
         if holds:
@@ -811,9 +690,8 @@ def check_args(args, parser):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
     add = parser.add_argument_group("data").add_argument
     add("--train_file", metavar="FILE", help="records to learn from; without it: predict only")
     add("--validation_file", metavar="FILE", help="chooses the checkpoint and the moment to stop")
@@ -822,16 +700,14 @@ def parse_args(argv=None):
     add("--output_file", metavar="FILE", help="the predictions instead, for one test file")
     add("--limit", type=int, metavar="N", help="only the first N records of each file")
     add = parser.add_argument_group("model").add_argument
-    add(
-        "--model", default="minilm", metavar="NAME", help="minilm (packaged), a hub id, a folder (default: %(default)s)"
-    )
+    add("--model", default="minilm", metavar="NAME", help="minilm (packaged), hub id or folder (default: %(default)s)")
     add("--max_length", type=int, metavar="N", help="sub-tokens of a window (default: as trained, else 256)")
     add("--stride", type=int, metavar="N", help="sub-tokens that windows share (default: a quarter of --max_length)")
     add("--nested", choices=("flat", "per_type"), default="flat",
         help="per_type: a head a type, so that types may overlap (default: %(default)s)")  # fmt: skip
-    add("--doc_context", type=int, default=0, metavar="N",
-        help="show N neighbours in the document on each side (default: %(default)s)")  # fmt: skip
-    add("--bidirectional", type=open_layers, default="none", metavar="{none,all,K}",
+    add("--doc_context", type=int, default=0, metavar="N", help="neighbours shown on each side (default: %(default)s)")
+    add("--bidirectional", default="none", metavar="{none,all,K}",
+        type=lambda text: int(text) if text.isdecimal() else text,
         help="decoders: no causal mask in all layers, or the top K (default: %(default)s)")  # fmt: skip
     add("--lora_r", type=int, default=0, metavar="N", help="train an adapter of this rank (default: all weights)")
     add("--lora_alpha", type=float, metavar="X", help="default: twice --lora_r")
@@ -857,7 +733,7 @@ def main(argv=None):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     records = list(read_records(args.train_file, args.limit)) if args.train_file else []
-    dev = list(read_records(args.validation_file, args.limit)) if args.train_file and args.validation_file else []
+    dev = list(read_records(args.validation_file, args.limit)) if args.validation_file else []
     for path in args.test_file:  # an error in them is worth knowing before the training
         deque(read_records(path, args.limit), maxlen=0)
     if os.path.isdir(model_path(base_of(args.model) or args.model)):
@@ -869,19 +745,18 @@ def main(argv=None):
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    main_process = os.environ.get("RANK", "0") == "0"
     stamp, sidecar = stamp_of(args) if records else None, Path(args.output_dir if records else args.model) / "run.json"
     stored = read_sidecar(sidecar)
     if records and stored.get("stamp") != stamp:
-        model, tokenizer, stored["history"] = train_and_save(args, records, dev, stamp, started, main_process)
+        model, tokenizer, stored["history"] = train_and_save(args, records, dev, stamp, started)
     else:
         if records:
             log(f"{args.output_dir}: trained before, by the same command on the same files; taken as it is")
             args.model = args.output_dir
         model, tokenizer = load(args)
         if not getattr(model, "is_quantized", False):
-            model.to("cuda" if has_cuda() else "cpu")
-    for path in args.test_file if main_process else ():
+            model.to(device_and_half()[0])
+    for path in args.test_file if os.environ.get("RANK", "0") == "0" else ():
         predict_file(path, model, tokenizer, stored.get("history"), args)
 
 
@@ -893,37 +768,39 @@ def stamp_of(args):
     return hashlib.sha256(to_json([asked, inputs]).encode("utf-8")).hexdigest()
 
 
-def train_and_save(args, records, dev, stamp, started, main_process):
+def train_and_save(args, records, dev, stamp, started):
     """Train, and save the model with its sidecar in OUTPUT_DIR; return (model, tokenizer, history)."""
-    inputs = [path for path in (args.train_file, args.validation_file) if path]
     trainer, tokenizer = train(args, records, dev, stamp)
-    history = loss_and_f1(trainer.state.log_history)
-    if main_process:
+    model, history = trainer.model, {}
+    for entry in trainer.state.log_history:
+        row = {name: entry[key] for key, name in HISTORY.items() if key in entry}
+        history[entry["step"]] = history.get(entry["step"], {}) | row
+    history = [row for row in history.values() if len(row) > 1]
+    if trainer.args.process_index == 0:
         clear_model(args.output_dir)
     trainer.save_model(args.output_dir)
-    if main_process:
-        trainer.model.config.save_pretrained(args.output_dir)  # beside an adapter, too: it has labels and config.ner
+    if trainer.args.process_index == 0:
+        model.config.save_pretrained(args.output_dir)  # beside an adapter, too: it has labels and config.ner
         os.remove(os.path.join(args.output_dir, "training_args.bin"))  # a pickle; run.json says what it says
+        inputs = [path for path in (args.train_file, args.validation_file) if path]
         counts = {"train": len(records), "validation": len(dev)}
         write_sidecar(args.output_dir, args, inputs, started, PACKAGES, stamp=stamp, counts=counts, history=history,
-                      revision=getattr(trainer.model.config, "_commit_hash", None))  # fmt: skip
-        shutil.rmtree(checkpoints(args), ignore_errors=True)
+                      revision=getattr(model.config, "_commit_hash", None))  # fmt: skip
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         log(f"  -> {args.output_dir}")
-    return trainer.model, tokenizer, history
+    return model, tokenizer, history
 
 
 def predict_file(path, model, tokenizer, history, args):
     """Predict one test file into its output, streaming, with its sidecar."""
     begun, output, found = time.time(), prediction_path(args, path), Counter()
 
-    def counted(predictions):
-        for prediction in predictions:
-            found.update(records=1, entities=len(prediction["entities"]), tokens=len(prediction["tokens"]))
-            yield prediction
+    def counted(prediction):
+        found.update(records=1, entities=len(prediction["entities"]), tokens=len(prediction["tokens"]))
+        return prediction
 
-    tags = [tag for tags, _ in heads(model.config) for tag in tags]
-    records = warn_unseen(path, read_records(path, args.limit), tags)
-    write_jsonl(output, counted(predict(model, tokenizer, records, args)))
+    records = warn_unseen(path, read_records(path, args.limit), chain(*(tags for tags, _ in heads(model.config))))
+    write_jsonl(output, map(counted, predict(model, tokenizer, records, args)))
     write_sidecar(output, args, [path], begun, PACKAGES, counts=dict(found), history=history,
                   model=args.output_dir if args.train_file else args.model)  # fmt: skip
     log(f"{path}: {found['records']:,} records, {found['tokens']:,} tokens, {found['entities']:,} entities "

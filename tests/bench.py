@@ -432,7 +432,6 @@ def plain_sft(model, train_file, output_dir, epochs, limit):
 def bench_llm(args):
     """256 answers beside one text at a time, same tokens; CPU seconds of training beside plain trl."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import ner_ft_llm
     from utils import read_records
@@ -440,22 +439,18 @@ def bench_llm(args):
     with tempfile.TemporaryDirectory() as folder:
         base, ours, peer = tiny_llm(f"{folder}/base"), [], []
         measure(ROOT / "brat2iob.py", "--input", ROOT / "data/rare_en", "--output_dir", folder, "--to", "jsonl")
-        model = AutoModelForCausalLM.from_pretrained(base).eval()
-        chat = ner_ft_llm.Chat(AutoTokenizer.from_pretrained(base))
+        model, chat = ner_ft_llm.load(argparse.Namespace(model=base, trust_remote_code=False))
         settings = argparse.Namespace(format="json", one_type_per_prompt=False, all_types=False, language="en",
-                                      instruction=None, constrain=False)  # fmt: skip
-        records = list(read_records(f"{folder}/train.jsonl", 256))
-        asked = [(record, *each) for record in records for each in ner_ft_llm.questions(record, {"SIGN": ""}, settings)]
-        prompts = [(chat.prompt(messages), 64) for _, _, messages in asked]
+                                      instruction=None, constrain=False, max_new_tokens=64)  # fmt: skip
+        records = read_records(f"{folder}/train.jsonl", 256)
+        asks = list(ner_ft_llm.asks_of(records, {"SIGN": ""}, chat, settings))
         for _ in range(args.runs):
             started = time.time()
-            batched = dict(ner_ft_llm.generate(model, chat, prompts, [each[:2] for each in asked], settings))
+            batched = dict(ner_ft_llm.generate(model, chat, asks, settings))
             ours.append(time.time() - started)
             started, single = time.time(), []
-            for ids, new in prompts:
-                with torch.no_grad():
-                    found = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False,
-                                           max_new_tokens=new, eos_token_id=sorted(chat.ends()))  # fmt: skip
+            for ids in (ask.prompt for ask in asks):
+                found = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=64)
                 single.append(chat.read(found[0, len(ids) :].tolist())[0])
             peer.append(time.time() - started)
         same = sum(chat.read(batched[i][0])[0] == text for i, text in enumerate(single))

@@ -355,6 +355,14 @@ def test_a_reference_that_differs_is_kept_beside_the_slice(tmp_path, text, span,
     adds_up(report)
 
 
+def test_duplicates_in_records_are_kept_once_too(tmp_path):
+    fever = {"start": 0, "end": 5, "type": "A", "id": "T1"}
+    write(tmp_path, {"s.jsonl": lines({"id": "a", "text": "Fever", "entities": [fever, fever | {"id": "T2"}]})})
+    _, found, report = convert(tmp_path / "s.jsonl", tmp_path / "o")
+    assert len(found["s"][0]["entities"]) == 1 == report["counts"]["duplicates"]
+    adds_up(report)
+
+
 def test_document_units_carry_the_other_lines(tmp_path):
     other = ["R1\tOf Arg1:T1 Arg2:T1", "E1\tA:T1", "#1\tAnnotatorNotes T1\tx\ty  "]
     ann = "\r\n".join([other[0], "T1\tA 0 3\tabc", *other[1:]])
@@ -419,6 +427,15 @@ def test_inputs_with_one_split_name_are_joined_with_their_source(tmp_path):
     brat2iob.main(["--input", str(tmp_path / "x"), str(tmp_path / "y"), "--output_dir", str(out)])
     assert [(r["doc_id"], r["text"]) for r in read_records(out / "train.jsonl")] == [("a", "abc"), ("a~2", "other")]
     assert all("source" in record for record in read_records(out / "train.jsonl"))
+
+
+def test_joined_iob_files_give_their_numbered_documents_their_source(tmp_path):
+    write(tmp_path, {"x/train.tsv": "a\tB-X\n\nb\tO\n", "y/train.tsv": "c\tB-X\n"})
+    out, inputs = tmp_path / "o", [str(tmp_path / side / "train.tsv") for side in "xy"]
+    brat2iob.main(["--input", *inputs, "--output_dir", str(out), "--report", str(tmp_path / "r")])
+    assert [r["id"] for r in read_records(out / "train.jsonl")] == [
+        f"{inputs[0]}/#0:0", f"{inputs[0]}/#1:0", f"{inputs[1]}/#0:0"]  # fmt: skip
+    assert json.loads((tmp_path / "r").read_text())["messages"] == []
 
 
 def test_plain_text_becomes_records_without_entities(tmp_path):
@@ -686,6 +703,7 @@ FORMATS = {
     "pubtator crlf": (as_pubtator("\r\n"), ()),
     "pubtator gz": ({"c.txt.gz": gzip.compress(as_pubtator()["c.PubTator"].encode())}, ()),
     "chemprot": (as_chemprot(), ()),
+    "chemprot gz": ({f"{name}.gz": gzip.compress(text.encode()) for name, text in as_chemprot().items()}, ()),
     "bioc json": ({"c.json": json.dumps(bioc_documents(), indent=1)}, ()),
     "bioc json, bytes": ({"c.json": json.dumps(bioc_documents(lambda text: len(text.encode())))}, ()),
     "bioc xml": ({"c.xml": as_bioc_xml()}, ()),
@@ -768,13 +786,16 @@ def test_lists_of_tokens(tmp_path, files):
 HF = '{"tokens": ["One", "fever"], "ner_tags": ["O", "B-A"]}\n'
 GOOD = "12|t|One fever\n12|a|Two\n12\t4\t9\tfever\tA\tD1\n"
 BROKEN = {  # what is broken (in the first of two documents), where, and the words that say so
-    "pubtator columns": ({"c.PubTator": "10|t|x y\n10\tA\n\n" + GOOD}, "c.PubTator:2", "neither"),
-    "pubtator offsets": ({"c.PubTator": "10|t|x y\n10\t0\tone\tx\tA\tD1\n\n" + GOOD}, "c.PubTator:2", "neither"),
+    "pubtator columns": ({"c.PubTator": "10|t|x y\n10\tA\n\n" + GOOD}, "c.PubTator:2", "a field is missing"),
+    "pubtator offsets": ({"c.PubTator": "10|t|x y\n10\t0\tone\tx\tA\tD1\n\n" + GOOD}, "c.PubTator:2", "a field"),
     "pubtator beyond": ({"c.PubTator": "10|t|x y\n10\t0\t90\tx\tA\tD1\n\n" + GOOD}, "c.PubTator:2", "not a span"),
     "pubtator other id": ({"c.PubTator": "10|t|x y\n11\t0\t1\tx\tA\tD1\n\n" + GOOD}, "c.PubTator:2", "document 10"),
     "chemprot columns": ({"c_abstracts.tsv": "10\tx\n12\tOne fever\tTwo\n",
                           "c_entities.tsv": "12\tT1\tA\t4\t9\tfever\n"},
-                         "c_abstracts.tsv:1", "not `ID"),
+                         "c_abstracts.tsv:1", "its title"),
+    "chemprot row": ({"c_abstracts.tsv": "10\tx\ty\n12\tOne fever\tTwo\n",
+                      "c_entities.tsv": "10\tT1\tA\t0\t1\n12\tT1\tA\t4\t9\tfever\n"},
+                     "c_entities.tsv:1", "a field is missing"),
     "chemprot no abstract": ({"c_abstracts.tsv": "12\tOne fever\tTwo\n",
                               "c_entities.tsv": "12\tT1\tA\t4\t9\tfever\n9\tT1\tA\t4\t9\tfever\n"},
                              "c_entities.tsv:2", "no abstract of the id 9"),
@@ -809,12 +830,17 @@ def test_a_broken_document_of_any_format_is_named_and_left_out(cli, tmp_path, na
     assert [(e["type"], e["text"]) for e in record["entities"]] == [("A", "fever")]
 
 
+LAUGHS = "".join(f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(9))  # a billion
+BOMB = f'<!DOCTYPE c [<!ENTITY a0 "ha">{LAUGHS}]><collection>&a9;</collection>'
+
+
 @pytest.mark.parametrize(
     "name, content, says",
     [
-        ("c.xml", "<collection><document><id>1</id>", "not well-formed XML"),
-        ("c.xml", '<?xml version="1.0"?><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "declares XML entities"),
-        ("c.json", '{"documents": [', "not JSON"),
+        ("c.xml", "<collection><document><id>1</id>", "broken: "),
+        ("c.xml", '<?xml version="1.0"?>' + BOMB, "broken: "),
+        ("c.json", '{"documents": [', "broken: "),
+        ("c.jsonl.gz", gzip.compress(b'{"id": "1", "text": "a"}\n', mtime=0)[:-9], "broken or cut gzip"),
         ("c.csv", "a,b\n1,2\n", "no column named Token"),
         ("c_abstracts.tsv", "1\ta\tb\n", "three columns|too few columns|unknown tag|columns"),
     ],
@@ -1111,16 +1137,18 @@ ENTITY = '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "
     "name, content, says",
     [
         ("c.xml", bioc_xml((0, "<text>a</text>"), id_=""), "a field is missing"),
-        ("c.xml", f'<!DOCTYPE c [<!--{"x" * 70_000}--><!ENTITY a "b">]><collection/>', "declares XML"),
-        ("c.xml", '<?xml version="1.0"?><!--<collection>--><!DOCTYPE c [<!ENTITY a "b">]><collection/>', "declares"),
+        ("c.xml", bioc_xml((10, "<text>Fever and pain</text>" + annotation(6, "pain"))), "not a span"),
+        ("c.xml", BOMB.replace("[", f"[<!--{'x' * 70_000}-->"), "broken: "),
+        ("c.xml", '<?xml version="1.0"?><!--<collection>-->' + BOMB, "broken: "),
         ("c.json", '{"documents": [{"id": "1", "passages": [], "annotations": [{"infons": {"type": "S"}, "text": "ab", '
          '"locations": [{"offset": 0, "length": 2}]}]}]}', "a field is missing"),
-        ("c.PubTator", "1|t|Fever\n1\t0\t5\tFever\n", "neither"),
+        ("c.PubTator", "1|t|Fever\n1\t0\t5\tFever\n", "a field is missing"),
         ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 1e400, "text": "a"}]}]}', "a field is missing"),
         ("c.json", '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "a", "annotations": [{"id": 1, '
          '"text": 5, "infons": {"type": "A"}, "locations": [{"offset": 0, "length": 1}]}]}]}]}', "a field is missing"),
         ("c.json", '{"file_name": "9", "sentence_id": 0, "text": "x", "entities": [{"entity_id": 1, "start": 0, '
          '"end": 1, "entity_type": "", "entity_text": "x"}]}', "a field is missing"),
+        ("c.json", '{"file_name": 9, "sentence_id": 0, "text": "x", "entities": []}', "a field is missing"),
         ("c.json", '{"tokens": ["\\ud800"], "ner_tags": ["O"]}', "surrogate"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": "x"}', "start"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": -5}', "start"),

@@ -469,11 +469,21 @@ def test_labels_stand_on_the_last_sub_token_where_attention_is_causal(tiny_model
         options = script.parse_args(["--model", str(tiny_models[kind]), "--train_file", "-", "--output_dir", "-",
                                      "--max_length", "64", "--stride", "8"])  # fmt: skip
         model, tokenizer = script.load(options, ["O", "B-A", "I-A"])
-        ((example),) = script.training_windows(records, tokenizer, model.config, options)
+        golds = [script.gold_tags(record, ()) for record in records]
+        ((example),) = script.training_windows(records, golds, tokenizer, model.config, options)
         assert model.config.ner["last"] == last
         labelled = [i for i, (label,) in enumerate(example["labels"]) if label != -100]
         pieces = len(tokenizer.tokenize("hepatosplenomegaly"))
         assert pieces > 2 and labelled == ([pieces, len(example["labels"]) - 1] if last else [1, pieces + 1])
+
+
+def test_a_model_that_names_no_longest_text_takes_any_window(tiny_models):
+    from transformers import T5Config
+
+    options = script.parse_args(["--model", "t5", "--train_file", "-", "--output_dir", "-", "--max_length", "100"])
+    config = T5Config()
+    script.settle(config, load_tokenizer(tiny_models["bert"]), ["O", "B-A", "I-A"], options)
+    assert config.ner["max_length"] == 100 and options.stride == 25
 
 
 def test_bidirectional_is_refused_where_there_is_no_mask(tiny_models, right_context, cli, tmp_path):
@@ -687,9 +697,11 @@ def test_what_an_adapter_trains_is_in_full_precision(tiny_models):
     options = script.parse_args(["--model", str(tiny_models["llama"]), "--train_file", "-", "--output_dir", "-",
                                  "--lora_r", "4", "--max_length", "64"])  # fmt: skip
     model, _ = script.load(options, ["O", "B-A", "I-A"])
-    trained = {name: p.dtype for name, p in script.adapted(model.to(torch.bfloat16), options).named_parameters()
-               if p.requires_grad}  # fmt: skip
+    model = script.adapted(model.to(torch.bfloat16), options)
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     assert any("score" in name for name in trained) and set(trained.values()) == {torch.float32}
+    saved = model.peft_config["default"].to_dict()  # the same bytes each time: lists, where peft has sets
+    assert saved["target_modules"] == sorted(saved["target_modules"]) and isinstance(saved["exclude_modules"], list)
 
 
 def test_where_only_the_left_is_seen_a_word_goes_to_the_window_with_most_of_it(tiny_models):

@@ -236,7 +236,7 @@ def test_each_format_trains_and_predicts(format, base, rare_en, cli, tmp_path):
                *(("--constrain",) if format in ("inline", "iob") else ("--max_new_tokens", 20)))  # fmt: skip
     assert done.returncode == 0, done.stderr
     preds = answers(tmp_path, "dev")
-    assert len(preds) == 12 and {r["status"] for r in preds.values()} <= set(ner_ft_llm.WORST)
+    assert len(preds) == 12 and {r["status"] for r in preds.values()} <= set(ner_ft_llm.STATUSES) - {"failed"}
     if format in ("inline", "iob"):
         assert all(r["status"] == "ok" and not r["dropped"] for r in preds.values()), done.stderr
     if format == "lines":

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import re
+import sqlite3
 import subprocess
 import threading
 from collections import Counter
@@ -197,6 +198,17 @@ def test_candidates_come_from_a_file_of_predictions(cli, files):
         assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+def test_candidates_vote_for_nothing_where_training_has_no_continuous_mention(cli, files):
+    train = record("t", "Pain in both knees.") | {
+        "entities": [{"start": 0, "end": 18, "type": "SYMPTOM", "fragments": [[0, 4], [13, 18]]}]
+    }
+    write_jsonl(files / "train.jsonl", [train, TRAIN[2]])
+    write_jsonl(files / "pred.jsonl", [TEST[0]])
+    for args in ((), ("--retriever", "bm25")):
+        done = rag(cli, files, "--retrieval_unit", "entity", "--candidate_file", files / "pred.jsonl", *args)
+        assert done.returncode == 0 and set(shown(files)["q1"]) == {"t", "t3"}, done.stderr
+
+
 def test_static_examples_come_first_and_are_the_same(cli, files):
     done = rag(cli, files, "--retriever", "bm25", "--num_shots", 4, "--static_shots", 2)
     assert done.returncode == 0, done.stderr
@@ -382,40 +394,57 @@ def test_passages_are_found_cut_and_kept_from_the_text_itself(cli, files):
 # ---------------------------------------------------------------------------- embeddings: cache and server
 
 
-def test_broken_caches_are_made_again(cli, files):
+def test_vectors_are_kept_and_a_broken_cache_is_one_line(cli, files):
     assert rag(cli, files).returncode == 0
     whole = (files / "out.jsonl").read_bytes()
     again = rag(cli, files)
     assert "0 texts embedded" in again.stderr and (files / "out.jsonl").read_bytes() == whole
-    paths = sorted((files / "embeddings").glob("*.npy"))
-    assert len(paths) == 2 and all(np.load(path, allow_pickle=False).dtype.names == ("key", "vector") for path in paths)
-    for spoil in (
-        lambda raw: raw[:-9],
-        lambda raw: raw[:-8] + b"\xff" * 8,
-        lambda raw: b"",
-        lambda raw: b"PK\3\4" + raw,
-    ):
-        path = min((files / "embeddings").glob("*.npy"))
-        path.write_bytes(spoil(path.read_bytes()))
+    (path,) = (files / "embeddings").iterdir()
+    with sqlite3.connect(path) as cache:
+        kept = cache.execute("SELECT text, vector FROM vectors").fetchall()
+    vectors = np.array([np.frombuffer(vector, np.float32) for _, vector in kept])
+    assert len({text for text, _ in kept}) == 8 and np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    raw = path.read_bytes()
+    assert not any(r["text"][:12].encode() in raw for r in TRAIN + TEST)  # hashes alone
+    for broken in (raw[:5000], b"PK\3\4" + raw, b"no database"):
+        path.write_bytes(broken)
+        (files / "out.jsonl").unlink(missing_ok=True)
         done = rag(cli, files)
-        assert done.returncode == 0 and f"{path}: broken; it is deleted" in done.stderr, done.stderr
-        assert (files / "out.jsonl").read_bytes() == whole
-        assert "warning" not in rag(cli, files).stderr
-    paths = sorted((files / "embeddings").glob("*.npy"))
-    block = np.load(paths[0])
-    short = np.zeros(1, [("key", "S32"), ("vector", "<f4", 3)])
-    short["vector"] = [[1, 0, 0]]
-    np.save(paths[0].with_name(re.sub(r"[0-9a-f]{32}\.npy$", "0" * 32 + ".npy", paths[0].name)), short)
+        assert done.returncode == 1 and done.stderr.startswith(f"error: {files / 'embeddings'}: "), done.stderr
+        assert "delete it" in done.stderr and len(done.stderr.splitlines()) == 1 and not (files / "out.jsonl").exists()
+    path.write_bytes(b"")
+    assert rag(cli, files).returncode == 0 and (files / "out.jsonl").read_bytes() == whole
+    with sqlite3.connect(path) as cache:
+        cache.execute("UPDATE vectors SET vector = ?", [np.array([1, 0, 0], np.float32).tobytes()])
+    write_jsonl(files / "test.jsonl", [*TEST, record("q3", "A new text.")])
     done = rag(cli, files)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
-    assert f"vectors of 3 and of {block['vector'].shape[1]} numbers" in done.stderr
+    assert f"vectors of {vectors.shape[1]} and of 3 numbers" in done.stderr
     assert not list(files.glob("*.part"))
+
+
+def test_another_version_of_a_model_finds_nothing(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    args = ner_rag.argparse.Namespace(
+        embedding_model=str(tmp_path / "model"), cache_dir=tmp_path / "kept", batch_size=2
+    )
+
+    def embedded(role):
+        embeddings = ner_rag.Embeddings(args)
+        embeddings.encode = lambda texts, role: np.eye(3)[: len(texts)] + len(texts[0])
+        embeddings(["one", "two", "one", "three"], role)
+        return embeddings.counts["embedded"]
+
+    assert [embedded("like"), embedded("like"), embedded("query")] == [3, 0, 3]
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    assert [embedded("like"), embedded("like")] == [3, 0]
 
 
 class Vectors(BaseHTTPRequestHandler):
     """/v1/embeddings: a vector for each text, by the hash of its words."""
 
-    size, seen, keys, reply = 16, [], set(), None
+    size, seen, keys, reply, after = 16, [], set(), None, 0
 
     def log_message(self, *args):
         """Not on stderr."""
@@ -430,7 +459,9 @@ class Vectors(BaseHTTPRequestHandler):
             for word in re.findall(r"\w+", text.lower()) or [""]:
                 vector[int(hashlib.md5(word.encode()).hexdigest(), 16) % self.size] += 1
             data.insert(0, {"object": "embedding", "index": i, "embedding": vector.tolist()})  # in no order
-        raw = self.reply or json.dumps({"object": "list", "model": "m", "data": data}).encode()
+        type(self).after -= 1
+        fails = self.reply if self.after < 0 else None
+        raw = fails or json.dumps({"object": "list", "model": "m", "data": data}).encode()
         self.send_response(200 if raw != b"no" else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(raw)))
@@ -471,6 +502,27 @@ def test_a_server_embeds_each_text_once(cli, files, endpoint):
         assert "A new text" not in done.stderr
 
 
+def test_what_was_paid_for_is_kept_when_a_server_fails(cli, files, endpoint):
+    handler, name = endpoint
+    handler.reply, handler.after = b"no", 2
+    failed = rag(cli, files, "--embedding_model", name, "--batch_size", 2)
+    assert failed.returncode == 1 and "(404)" in failed.stderr, failed.stderr
+    handler.reply, paid = None, handler.seen[:4]
+    done = rag(cli, files, "--embedding_model", name, "--batch_size", 2)
+    assert done.returncode == 0 and "4 texts embedded" in done.stderr, done.stderr
+    assert not set(paid) & set(handler.seen[6:])
+
+
+def test_two_runs_share_a_cache(files, endpoint):
+    _, name = endpoint
+    command = [ner_rag.sys.executable, ner_rag.__file__, "--train_file", "train.jsonl", "--test_file", "test.jsonl",
+               "--embedding_model", name, "--batch_size", "1", "--output_file"]  # fmt: skip
+    runs = [subprocess.Popen([*command, out], cwd=files, stderr=subprocess.PIPE, text=True) for out in "abc"]
+    for run in runs:
+        assert run.communicate()[1].splitlines()[-1].startswith("  -> ") and run.returncode == 0
+    assert (files / "a").read_bytes() == (files / "b").read_bytes() == (files / "c").read_bytes()
+
+
 def test_a_model_that_gives_all_texts_one_vector_is_refused(cli, files, endpoint):
     handler, name = endpoint
     handler.size = 1
@@ -488,7 +540,7 @@ def test_a_model_that_gives_all_texts_one_vector_is_refused(cli, files, endpoint
     ("", (), "train.jsonl: holds no record"),
     ('{"id": "a", "text": "Nothing."}\n', (), "train.jsonl: no record has an entity"),
     (None, ("--embedding_model", "no/such-model"), "--embedding_model no/such-model: can't be loaded"),
-    (None, ("--embedding_model", "no such model"), "--embedding_model no such model: neither a folder nor"),
+    (None, ("--embedding_model", "no such model"), "--embedding_model no such model: can't be loaded"),
     (None, ("--embedding_model", "m@http://127.0.0.1:9/v1"), "127.0.0.1: no embeddings (APIConnectionError)"),
     (None, ("--embedding_model", "m@https://example.org/v1"), "example.org: not this machine"),
     (None, ("--knowledge", "nowhere", "--num_shots", "0", "--retriever", "bm25"), "nowhere: No such file"),

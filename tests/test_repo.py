@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from utils import read_records
+from utils import read_records, write_iob, write_jsonl
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -138,6 +138,48 @@ def test_every_command_in_docstrings_and_readme_has_only_flags_that_exist(cli):
     for _, script, *args in found:
         for flag in (word for word in args if word.startswith("--")):
             assert re.search(rf"{flag}\b", usage[script]), f"{script} has no {flag}"
+
+
+@pytest.fixture
+def reader(cli, tmp_path):
+    """(a folder where the README's names are small files and a random model, what stands in for hub ids and server)."""
+    from test_ner_ft_llm import CHAT, byte_level, save_model
+    from test_ner_prompt_openai import Server
+
+    for name in ("utils.py", *SCRIPTS):
+        (tmp_path / name).symlink_to(ROOT / name)
+    small, whole = tmp_path / "data" / "rare_en", ROOT / "data" / "rare_en"
+    for path in [each for split in ("train", "dev", "test") for each in sorted((whole / split).iterdir())[:6]]:
+        (small / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, small / path.parent.name)
+    shutil.copy(whole / "labels.json", small)
+    (tmp_path / "my_corpus").symlink_to(small)
+    assert cli("brat2iob.py", "--input", small, "--output_dir", tmp_path, "--to", "jsonl").returncode == 0
+    for name, copies in {"train": ("NCBItrainset_corpus.jsonl", "train.tsv"), "dev": ("devel.tsv",),
+                         "test": ("NCBItestset_corpus.jsonl", "new.jsonl", "test.tsv")}.items():  # fmt: skip
+        for copy in copies:
+            write = write_iob if copy.endswith(".tsv") else write_jsonl
+            write(tmp_path / copy, read_records(tmp_path / f"{name}.jsonl"))
+    texts = [record["text"] for record in read_records(tmp_path / "train.jsonl")]
+    save_model(tmp_path / "MODEL", byte_level(texts, CHAT))
+    server = Server()
+    hub = dict.fromkeys(("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B-Instruct"), "MODEL")
+    yield tmp_path, hub | {"http://127.0.0.1:8000/v1": server.url}
+    server.shutdown()
+
+
+def test_every_command_of_the_readme_runs(reader):
+    """In the README's order, as they stand but for hub ids, the server, and what makes a run short."""
+    folder, names = reader
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = [shlex.split(line) for line in re.findall(r"`(python \w+\.py [^`]*)`", text)] + commands(text)
+    assert {script for _, script, *_ in found} == set(SCRIPTS)
+    one = ["--num_train_epochs", "1"]
+    short = {"ner_ft_encoder.py": one, "ner_ft_llm.py": [*one, "--max_new_tokens", "4"]}
+    for _, script, *args in found:
+        command = [script, *(names.get(each, each) for each in args), *short.get(script, [])]
+        done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
 
 def test_the_first_commands_of_the_converter_and_the_judge_run_as_they_stand(tmp_path):

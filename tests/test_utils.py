@@ -640,7 +640,7 @@ def test_many_overlapping_entities_take_no_quadratic_time():
     items = [entity(text, i, i + 5, "A") for i in range(0, 3 * 19_000, 1)]
     began = time.process_time()
     kept, lost = flat_entities(items, text, "first")
-    assert time.process_time() - began < 20 and len(kept) + len(lost) == len(items)
+    assert time.process_time() - began < 5 and len(kept) + len(lost) == len(items)
 
 
 @LOGIC
@@ -893,7 +893,7 @@ def test_types_that_differ_by_a_sign_stay_apart():
 def test_no_answer_takes_long(answer, format):
     started, record = time.process_time(), {"id": "a", "text": "fever and joint pain. " * 500, "entities": []}
     utils.parse_answer(answer, record, ["SIGN"], format)
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 5
 
 
 ALIGNED = {  # corpus: its archive, share of gold offsets that come back from the strings of json answers, in sentences
