@@ -648,14 +648,21 @@ def f1_trainer(model, tokenizer, settings, examples, dev, args):
             self.model.train()
             return metrics
 
+    class Bar(transformers.ProgressCallback):
+        def on_log(self, *_, **__):
+            """No figures beside the bar: `evaluate` says them."""
+
     collator = transformers.DataCollatorForTokenClassification(
         tokenizer, pad_to_multiple_of=8, label_pad_token_id=[-100] * len(heads(model.config)))  # fmt: skip
     patience = transformers.EarlyStoppingCallback(args.early_stopping_patience)
+    trainer = F1Trainer(model=model, args=settings, train_dataset=examples, eval_dataset=dev or None,
+                        processing_class=tokenizer, data_collator=collator, callbacks=[patience] if dev else [],
+                        compute_loss_func=partial(loss_of, smoothing=settings.label_smoothing_factor))  # fmt: skip
     for shown in (transformers.PrinterCallback, transformers.ProgressCallback):
-        shown.on_log = lambda *_, **__: None  # no figures beside the bar: `evaluate` says them
-    return F1Trainer(model=model, args=settings, train_dataset=examples, eval_dataset=dev or None,
-                     processing_class=tokenizer, data_collator=collator, callbacks=[patience] if dev else [],
-                     compute_loss_func=partial(loss_of, smoothing=settings.label_smoothing_factor))  # fmt: skip
+        trainer.remove_callback(shown)
+    if not settings.disable_tqdm:
+        trainer.add_callback(Bar)
+    return trainer
 
 
 # ---------------------------------------------------------------------------- command line

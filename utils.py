@@ -933,7 +933,7 @@ def labels_of(args, train_files, test_files, stored=None):
             if types and not train_files:
                 log(f"warning: the types come from the gold of {paths[0]}; give --labels_file or --train_file")
         if not types:
-            raise DataError(f"{paths[0]}: no entity in it, so no types to learn or to ask for; give --labels_file")
+            raise DataError(f"{paths[0]}: no entity in it; nothing to learn, or to ask for without --labels_file")
         labels = dict.fromkeys(types, "")
     wrong = {"iob": r"\s", "inline": "[<>]"}.get(args.format)
     if odd := [type_ for type_ in labels if wrong and re.search(wrong, type_)]:
@@ -1436,6 +1436,14 @@ def _fold(text):
     return "".join(folded), places
 
 
+@lru_cache(maxsize=64)
+def _folded_words(text):
+    """(the tokens of the folded text, where they stand in it, the place of each of its characters in the text)."""
+    folded, places = _fold(text)
+    spans = tokenize(folded)
+    return [folded[a:b] for a, b in spans], spans, places
+
+
 def scattered(mention, text, start=0, end=None):
     """The fragments of a mention whose words stand in text[start:end] in their order; without `end`, GAP apart at most.
 
@@ -1443,9 +1451,8 @@ def scattered(mention, text, start=0, end=None):
     back, from their strings alone, 714 of RareDis' 767 discontinuous mentions and 460 of 475 of NEREL-BIO's train and
     dev, in sentences; 24 and 8 come back otherwise, the rest does not.
     """
-    folded, places = _fold(text[start:end])
-    spans, wanted = tokenize(folded), _fold(mention)[0]
-    words, wanted = [folded[a:b] for a, b in spans], [wanted[a:b] for a, b in tokenize(wanted)]
+    words, spans, places = _folded_words(text[start:end])
+    wanted = _folded_words(mention)[0]
     hulls, several = [], len(wanted) > 1 and (end is not None or not re.search("[,;]", mention))  # no list of mentions
     for first in [i for i, word in enumerate(words) if several and word == wanted[0]]:
         at = first

@@ -721,7 +721,7 @@ def test_nothing_worse_replaces_an_answer_and_money_under_way_counts(tmp_path):
     again.file.close()
 
 
-def test_what_the_shortening_of_this_script_found(cli, served, tmp_path):
+def test_keys_addresses_and_files_that_once_slipped_through(cli, served, tmp_path):
     """A key at the edge of the words, a key that is none, a server that takes no limit, files that can't be used."""
     path, answers = corpus_of(tmp_path, 3)
     out = tmp_path / "p.jsonl"
@@ -741,4 +741,4 @@ def test_what_the_shortening_of_this_script_found(cli, served, tmp_path):
     assert done.returncode == 1 and "not UTF-8" in done.stderr and "Traceback" not in done.stderr
     write_jsonl(tmp_path / "bare.jsonl", [{"id": "0", "text": "No entity.", "entities": []}])
     done = prompt(cli, path, out, served(), "--train_file", tmp_path / "bare.jsonl")
-    assert done.returncode == 1 and "bare.jsonl: no types to ask for" in done.stderr
+    assert done.returncode == 1 and "bare.jsonl: no entity in it" in done.stderr
