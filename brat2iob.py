@@ -190,8 +190,9 @@ def brat_document(doc_id, paths, args, report):
     """The document of a .txt and its annotations; --input_format text: without."""
     anns = [path for path in paths if parted(path)[1] in ANN]
     txts = [path for path in paths if path not in anns]
-    if len(txts) != 1:
-        raise DataError(f"{paths[0]}: {'two' if txts else 'no'} .txt of the same name beside it; there must be one")
+    if not txts or len({parted(path)[1] for path in paths}) < len(paths):
+        what = "no .txt of the same name beside it" if not txts else "the same name stands there twice"
+        raise DataError(f"{paths[0]}: {what}; there must be one")
     if not anns and args.input_format != "text":
         report.warn("no annotations", txts[0], "no .ann beside it; left out (not an empty gold)", count="left out")
         return None
@@ -488,7 +489,7 @@ def read_json(path, args):
     if line.lstrip().startswith("["):
         with fields(path):
             rows = enumerate(json.loads(decode(path, args.encoding)[0]), 1)
-    elif re.search(r'"tokens"\s*:', line) and not re.search(r'"text"\s*:', line):
+    elif '"tokens"' in line and "text" not in parsed(line):
         rows = itertools.chain([(number, line)], lines)
     else:
         rows = ()
@@ -496,6 +497,14 @@ def read_json(path, args):
             yield from parts_of(doc_id, sorted(group, key=itemgetter("start")))
     for number, row in rows:
         yield partial(hugging_face, path, number, row)
+
+
+def parsed(line):
+    """The JSON of a line; {"text"}, as of a record of ours, where it is none: the reader of those says why."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return {"text"}
 
 
 def parts_of(doc_id, records):

@@ -665,12 +665,15 @@ def count_answer(found, pred, gold, guess, args):
 
 def own_offsets(answer):
     """The distinct (start, end, mention) that an answer in the format `spans` gives itself."""
-    found, decoder = set(), json.JSONDecoder()
-    for brace in re.finditer("{", answer):
+    found, decoder, at = set(), json.JSONDecoder(), 0
+    while (at := answer.find("{", at)) >= 0:
         try:
-            item, _ = decoder.raw_decode(answer, brace.start())
+            item, end = decoder.raw_decode(answer, at)
         except (ValueError, RecursionError):
-            continue  # cut, or no JSON: its status tells
+            at += 1  # cut, or no JSON: its status tells
+            continue
+        own = "start" in item
+        at = end if own else at + 1  # what is inside an item is none of its own
         if type(item.get("start")) is type(item.get("end")) is int and isinstance(item.get("text"), str):
             found.add((item["start"], item["end"], item["text"]))
     return found

@@ -437,7 +437,10 @@ def settle(config, tokenizer, labels, args):
         config.ner = {name: getattr(args, name, plain) for name, plain in SHAPE.items()}
     if not tokenizer.is_fast:
         raise DataError(f"{args.model}: its tokenizer gives no character offsets; use a model with a fast tokenizer")
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", sys.maxsize))
+    limit = getattr(config, "max_position_embeddings", sys.maxsize)
+    if "roberta" in config.model_type or config.model_type == "camembert":
+        limit -= 2  # theirs start after the padding index
+    limit = min(limit, tokenizer.model_max_length)
     if type(config.ner["bidirectional"]) is int:  # the last row of a sliding window's mask hides what is before it
         limit = min(limit, getattr(config, "sliding_window", None) or limit)
     limit -= limit % 8  # windows are padded to multiples of 8
@@ -497,7 +500,8 @@ def heads(config):
     if names[0].startswith("O-"):
         return [(["O", *names[i + 1 : i + 3]], [[i], [i + 1], [i + 2]]) for i in range(0, len(names), 3)]
     known = {i: name for i, name in enumerate(names) if name not in NO_TAGS}
-    scheme = all(re.match("O$|[BIESLU](-.|$)", name) for name in known.values())
+    scheme = len(known) > 1 and all(re.match("O$|[BIESLU](-.|$)", name) for name in known.values())
+    known = known if scheme else dict(enumerate(names))  # of padding, beside tags; else a type may be called so
     odd = [name for name in known.values() if not scheme and re.search(MISREAD, name)]
     if "O" not in names or odd:
         raise DataError(f"{config.name_or_path}: its labels are no tags of entities ({', '.join(odd or names[:3])} …), "

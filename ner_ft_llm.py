@@ -501,16 +501,17 @@ def held_out_loss(model, texts, length):
 def generate(model, chat, asks, args, done=frozenset()):
     """Yield (number, (tokens of the answer, seconds)) of asks but those `done`, greedily, batch by batch.
 
-    A batch holds BUDGET tokens, the longest asks first. The batches are the same whatever is done, so that answers
-    are, too; each process takes its share of them.
+    A batch holds BUDGET tokens with its padding, the longest asks first. The batches are the same whatever is done, so
+    that answers are, too; each process takes its share of them.
     """
     model.eval()
-    order = sorted(range(len(asks)), key=lambda i: (-len(asks[i].prompt) - asks[i].room, i))
-    batches = []
-    while order:
-        size = max(1, BUDGET // (len(asks[order[0]].prompt) + asks[order[0]].room))
-        batches.append(order[:size])
-        order = order[size:]
+    batches, width, room = [], 0, 0
+    for i in sorted(range(len(asks)), key=lambda i: (-len(asks[i].prompt) - asks[i].room, i)):
+        width, room = max(width, len(asks[i].prompt)), max(room, asks[i].room)
+        if not batches or (len(batches[-1]) + 1) * (width + room) > BUDGET:
+            batches.append([])
+            width, room = len(asks[i].prompt), asks[i].room
+        batches[-1].append(i)
     for batch, own in shares([batch for batch in batches if not done.issuperset(batch)]):
         started = time.monotonic()
         answers = generate_batch(model, chat, [asks[i] for i in batch], args)
@@ -804,8 +805,12 @@ def main(argv=None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.constrain and args.format not in ("inline", "iob"):
         raise DataError(f"--constrain is for --format inline and iob, not {args.format}")
-    asks = args.task == "sft" and (args.train_file or args.test_file)
-    labels = labels_of(args, args.train_file, args.test_file, stored.get("prompt", {}).get("labels")) if asks else {}
+    for path in args.test_file:  # an error in them is worth knowing before the work
+        deque(read_records(path, args.limit), maxlen=0)
+    labels = {}
+    if args.task == "sft" and (args.train_file or args.test_file):
+        remembered = stored.get("prompt", {}).get("labels")
+        labels = labels_of(args, args.train_file, args.test_file, remembered, args.limit)
     warnings.filterwarnings("ignore", category=FutureWarning)  # between trl, peft and transformers
     import transformers
 

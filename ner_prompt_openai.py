@@ -256,14 +256,14 @@ class Endpoint:
                 await asyncio.sleep(self.last - time.monotonic())
             if self.stop:
                 raise self.stop
-            mode, cost = self.modes[0], self.reserve(messages, tokens)
+            asked_as, cost = (self.modes[0], self.limit_name), self.reserve(messages, tokens)
             self.counts["requests"] += 1
             try:
                 # As chat.completions.create does, but without its walk through the body: a third more a second
                 call = self.client.post("/chat/completions", cast_to=object, body=self.request(types, messages, tokens))
                 line, wait = line_of(await asyncio.wait_for(call, self.args.timeout), messages), 0.0
             except openai.APIStatusError as error:
-                line, wait = self.refused(error, mode, messages)
+                line, wait = self.refused(error, asked_as, messages)
             except (openai.APIError, asyncio.TimeoutError, ValueError) as error:  # ValueError: a body that is no JSON
                 line, wait = {"error": type(error).__name__}, 0.0
             finally:
@@ -285,7 +285,7 @@ class Endpoint:
                     "the prompt (Ollama: raise num_ctx)")  # fmt: skip
         return line | {"seconds": round(time.monotonic() - started, 3)}
 
-    def refused(self, error, mode, messages):
+    def refused(self, error, asked_as, messages):
         """(line, what follows from a status that is no 200): None: nothing; -1: another way to ask; else seconds."""
         status, words = error.status_code, self.words(error, messages)
         line = {"error": f"{status}: {words}"}
@@ -297,7 +297,7 @@ class Endpoint:
         if status in (400, 413, 422):
             if self.proven or status == 413 or TOO_LONG.search(words):
                 return line, None  # of this text alone
-            if mode != self.modes[0]:
+            if asked_as != (self.modes[0], self.limit_name):
                 return line, -1  # another request has found out
             if self.limit_name == "max_completion_tokens" and self.limit_name in words:
                 self.limit_name = "max_tokens"
@@ -441,6 +441,8 @@ def given_answers(records, labels, args):
             raise DataError(f"{args.answers_file}: {len(replies)} answers, but {args.test_file} has {len(records)} "
                             "records; give each record one, in order")  # fmt: skip
         given = {record["id"]: reply for record, reply in zip(records, replies, strict=True)}
+    if given.keys().isdisjoint(record["id"] for record in records):
+        raise DataError(f"{args.answers_file}: no answer to any record of {args.test_file}; compare their ids")
     return {request: {"answer": given[record["id"]]} for record in records if record["id"] in given
             for _, request in requests_of(record, labels, args)}  # fmt: skip
 
@@ -596,8 +598,8 @@ def check_args(args, parser):
     several = args.num_samples > 1 or args.one_type_per_prompt or args.batch
     inputs = (args.test_file, args.train_file, args.answers_file, args.labels_file, args.instruction_file)
     for wrong, what in (
-        ("@" in (args.base_url or ""), "--base_url: no name or password in it; a key belongs in the variable of "
-                                       "--api_key_env"),
+        (re.match("[^/]*//[^/]*@", args.base_url or ""), "--base_url: no name or password in it; a key belongs in the "
+                                                         "variable of --api_key_env"),
         (not (args.model or args.dry_run or args.answers_file), "--model: name the model to ask"),
         (args.num_shots and not args.train_file, "--num_shots: give the --train_file that they come from"),
         (args.alignment == "position" and args.format != "iob", "--alignment position is for --format iob"),

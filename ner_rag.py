@@ -182,21 +182,22 @@ class Embeddings:
     """Unit vectors of texts, from the model or from the cache: a table of SQLite, (role and BLAKE2b of a text, vector).
 
     A file for each model and state of its files, so that another version finds nothing. Each batch is kept as it comes:
-    what was paid for is never paid twice. Several runs may use it at a time.
+    what was paid for is not paid again. Several runs may use it at a time, on a disk with locks.
     """
 
     def __init__(self, args):
-        self.args, self.counts, self.encode, state = args, Counter(), None, args.embedding_model
+        self.args, self.counts, self.encode, model = args, Counter(), None, args.embedding_model
+        state = [os.path.realpath(model) if os.path.isdir(model) else model]
         if not is_server(args) and not model_folder(args):
             self.encode = local_model(args)  # from the hub, whose cache has it from now on
         if folder := not is_server(args) and model_folder(args):
             files = [path for pattern in MODEL_FILES for path in sorted(Path(folder).glob(pattern))]
-            state = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+            state += [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         os.makedirs(args.cache_dir, exist_ok=True)
-        name = hashlib.blake2b(str(state).encode("utf-8"), digest_size=16).hexdigest()
-        self.cache = sqlite3.connect(os.path.join(args.cache_dir, f"{name}.sqlite"), timeout=600)
-        for setting in ("page_size = 16384", "mmap_size = 100000000000", "synchronous = OFF"):
-            self.cache.execute(f"PRAGMA {setting}")  # twice the speed, and a killed run still breaks nothing
+        name = re.sub("[^a-zA-Z0-9.-]+", "_", Path(model.partition("@http")[0]).name)[-40:]
+        self.cache = sqlite3.connect(f"{args.cache_dir}/{name}.{digest_of(str(state))}.sqlite", timeout=600)
+        for setting in ("page_size = 16384", f"synchronous = {'NORMAL' if is_server(args) else 'OFF'}"):
+            self.cache.execute(f"PRAGMA {setting}")  # OFF: twice the speed, and a killed run still breaks nothing
         self.cache.execute("CREATE TABLE IF NOT EXISTS vectors (text TEXT PRIMARY KEY, vector BLOB) WITHOUT ROWID")
 
     def __call__(self, texts, role):
@@ -204,13 +205,23 @@ class Embeddings:
         import numpy as np
 
         role = "like" if is_server(self.args) else role  # it would pay twice for the same
-        keys = [f"{role} {hashlib.blake2b(text.encode('utf-8'), digest_size=16).hexdigest()}" for text in texts]
-        wanted = "SELECT text, vector FROM json_each(?) JOIN vectors ON text = value", [json.dumps(keys)]
-        found = dict(self.cache.execute(*wanted))
-        if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in found}:
+        keys = [f"{role} {digest_of(text)}" for text in texts]
+        known = {key for block in blocks(keys, BLOCK) for key, _ in self.kept(block)}
+        if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in known}:
             self.make(new, role)
-            found = dict(self.cache.execute(*wanted))
-        return np.frombuffer(b"".join(found[key] for key in keys), np.float32).reshape(len(keys), -1)
+        found, at = None, 0
+        for block in blocks(keys, BLOCK):
+            rows = dict(self.kept(block))
+            if found is None:
+                found = np.empty((len(keys), len(rows[block[0]]) // 4), np.float32)
+            found[at : at + len(block)] = [np.frombuffer(rows[key], np.float32) for key in block]
+            at += len(block)
+        return found
+
+    def kept(self, keys):
+        """The (key, vector as bytes) of those keys that the cache has."""
+        command = "SELECT text, vector FROM json_each(?) JOIN vectors ON text = value"
+        return self.cache.execute(command, [json.dumps(keys)])
 
     def make(self, new, role):
         """Embed texts, {key: text}, the longest first, and keep their vectors."""
@@ -218,9 +229,9 @@ class Embeddings:
 
         self.encode = self.encode or (server if is_server(self.args) else local_model)(self.args)
         at_a_time = self.args.batch_size * (1 if is_server(self.args) else 8)
-        order = iter(sorted(new, key=lambda key: (-len(new[key]), key)))
+        order = sorted(new, key=lambda key: (-len(new[key]), key))
         with tqdm(total=len(new), unit="text", desc="embedding", disable=None) as bar:
-            while keys := list(islice(order, at_a_time)):
+            for keys in blocks(order, at_a_time):
                 texts = [new[key].strip() or "-" for key in keys]  # none is empty
                 rows = zip(keys, self.unit(self.encode(texts, role), texts), strict=True)
                 with self.cache:  # another run may have been quicker
@@ -244,6 +255,17 @@ class Embeddings:
                 raise DataError(f"{self.args.cache_dir}: vectors of {vectors.shape[1]} and of {kept} numbers of "
                                 f"{model}, which must have changed; delete the folder")  # fmt: skip
         return (vectors / lengths).astype(np.float32)
+
+
+def digest_of(text):
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def blocks(items, size):
+    """Yield lists of `size` items, the last one shorter."""
+    items = iter(items)
+    while block := list(islice(items, size)):
+        yield block
 
 
 def model_folder(args):
@@ -636,8 +658,8 @@ def retrieve(args, counts):
     embeddings = Embeddings(args) if args.retriever in ("dense", "hybrid") else None
     methods = {"shots": find_shots(args, embeddings, counts)} if args.num_shots else {}
     methods |= {"passages": find_passages(args, embeddings, counts)} if args.knowledge else {}
-    records = iter(tqdm(read_records(args.test_file, args.limit), unit="text", disable=None))
-    while block := list(islice(records, BLOCK)):
+    records = tqdm(read_records(args.test_file, args.limit), unit="text", disable=None)
+    for block in blocks(records, BLOCK):
         texts = [record["text"] for record in block]
         rows = {name: score(texts) for name, (score, _) in methods.items()}
         for record in block:
@@ -736,7 +758,8 @@ def main(argv=None):
     except ModuleNotFoundError as error:
         raise DataError(f"the package {error.name} is not installed; pip install it") from None
     except sqlite3.Error as error:
-        raise DataError(f"{args.cache_dir}: {error}; delete it, or give a --cache_dir on another disk") from None
+        raise DataError(f"{args.cache_dir}: {error}; delete the model's .sqlite file in it, or give another "
+                        "--cache_dir, on a disk with locks") from None  # fmt: skip
     inputs = [args.train_file if args.num_shots else None, args.test_file, args.candidate_file]
     inputs = [*filter(None, inputs), *knowledge_files(args.knowledge or ())]
     packages = {"dense": ("numpy", "sentence-transformers"), "bm25": ("numpy", "bm25s"), "random": ("numpy",),

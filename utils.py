@@ -917,7 +917,7 @@ def types_of(records):
     return sorted({entity["type"] for record in records for entity in record["entities"]})
 
 
-def labels_of(args, train_files, test_files, stored=None):
+def labels_of(args, train_files, test_files, stored=None, limit=None):
     """Return {type: description or ""} of what is asked for; DataError where there is no type, or one fits no tag.
 
     From --labels_file, else what a trained model has `stored`, the types of training, of the shots in test files, or,
@@ -927,9 +927,9 @@ def labels_of(args, train_files, test_files, stored=None):
     if not labels:
         paths, types = train_files or test_files, []
         if not train_files:
-            types = types_of(shot for record in _all(paths, args.limit) for shot in record.get("shots", ()))
+            types = types_of(shot for record in _all(paths, limit) for shot in record.get("shots", ()))
         if not types:
-            types = types_of(_all(paths, args.limit))
+            types = types_of(_all(paths, limit))
             if types and not train_files:
                 log(f"warning: the types come from the gold of {paths[0]}; give --labels_file or --train_file")
         if not types:

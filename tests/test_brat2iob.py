@@ -772,9 +772,10 @@ def test_formats_of_tokens_keep_them(tmp_path, name):
         {"c.csv": "Full Text,Entity Codes,UMLS Code\n"
                   "\"['<START>', 'IL', '2', '<END>']\",\"['O', 'B-T103', 'L-T103', 'O']\",x\n"},
         {"c.jsonl": '{"id": "0", "tokens": ["IL", "2"], "ner_tags": ["B-T103", "I-T103"]}\n'},
+        {"c.jsonl": '{"tokens": ["IL", "2"], "ner_tags": ["B-T103", "I-T103"], "spans": [{"text": "IL"}]}\n'},
         {"c.json": '[\n {"tokens": ["IL", "2"], "ner_tags": ["B-T103", "I-T103"]}\n]'},
     ],
-    ids=["csv of lists", "json lines", "json array"],
+    ids=["csv of lists", "json lines", "json lines with spans", "json array"],
 )  # fmt: skip
 def test_lists_of_tokens(tmp_path, files):
     write(tmp_path / "c", files)
@@ -1205,6 +1206,15 @@ def test_a_split_keeps_the_parts_of_a_document_together(tmp_path):
     assert [len(sides[split]) for split in ("train", "dev", "test")] == [6, 3, 3] and len(
         set.union(*sides.values())
     ) == 12
+
+
+def test_two_annotation_files_of_one_text_are_not_mixed(cli, tmp_path):
+    files = {"a.txt": "Fever and cough.", "a.ann": "T1\tA 0 5\tFever\n", "b.txt": "Pain.", "b.ann": "T1\tA 0 4\tPain\n"}
+    write(tmp_path / "c", files)
+    (tmp_path / "c" / "a.ann.gz").write_bytes(gzip.compress(b"T1\tA 10 15\tcough\n"))
+    done = cli("brat2iob.py", "--input", tmp_path / "c", "--output_dir", tmp_path / "out")
+    assert done.returncode == 1 and "stands there twice" in done.stderr
+    assert [r["doc_id"] for r in read_records(tmp_path / "out" / "c.jsonl")] == ["b"]
 
 
 def test_parts_of_two_documents_with_one_id_stay_apart(cli, tmp_path):

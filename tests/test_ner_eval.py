@@ -1411,6 +1411,8 @@ def test_the_answers_own_offsets():
     )
     assert ner_eval.own_offsets(answer) == {(0, 3, "a}b"), (-3, -1, "")}
     assert ner_eval.own_offsets('[{"text": "x", "start": 1, "end": 2}, {"text": "y", "st') == {(1, 2, "x")}
+    nested = '[{"text": "x", "start": 1, "end": 2, "in": {"text": "y", "start": 5, "end": 6}}]'
+    assert ner_eval.own_offsets(nested) == {(1, 2, "x")}
     assert ner_eval.own_offsets("{" * 5000) == ner_eval.own_offsets('{"start": ' + "[" * 100_000) == set()
 
 

@@ -12,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -484,6 +486,27 @@ def test_a_model_that_names_no_longest_text_takes_any_window(tiny_models):
     config = T5Config()
     script.settle(config, load_tokenizer(tiny_models["bert"]), ["O", "B-A", "I-A"], options)
     assert config.ner["max_length"] == 100 and options.stride == 25
+
+
+def test_roberta_reads_two_positions_less_than_it_has(tiny_models):
+    from transformers import RobertaConfig
+
+    config = RobertaConfig(max_position_embeddings=64)
+    for length, fits in ((56, True), (64, False)):
+        options = script.parse_args(
+            ["--model", "r", "--train_file", "-", "--output_dir", "-", "--max_length", f"{length}"]
+        )
+        with nullcontext() if fits else pytest.raises(DataError, match="reads 56 sub-tokens"):
+            script.settle(config, load_tokenizer(tiny_models["bpe"]), ["O", "B-A", "I-A"], options)
+
+
+@pytest.mark.parametrize("labels, tags", [
+    (["O", "DRUG", "PAD"], ["O", "I-DRUG", "B-DRUG", "I-PAD", "B-PAD"]), (["O", "X"], ["O", "I-X", "B-X"]),
+    (["O", "B-A", "I-A", "X", "[CLS]"], ["O", "B-A", "I-A"]),
+])  # fmt: skip
+def test_a_type_may_be_called_as_padding_is_beside_tags(labels, tags):
+    ((found, _),) = script.heads(SimpleNamespace(id2label=dict(enumerate(labels)), num_labels=len(labels)))
+    assert found == tags
 
 
 def test_bidirectional_is_refused_where_there_is_no_mask(tiny_models, right_context, cli, tmp_path):

@@ -606,3 +606,15 @@ def test_qlora_without_bitsandbytes_is_one_line(base, eight, tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert done.returncode == 1 and "bitsandbytes is not installed" in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_a_batch_holds_its_budget_with_its_padding(monkeypatch):
+    """Asks of long prompts with short answers beside short prompts with long answers."""
+    asks = [ner_ft_llm.Ask({}, [], [1] * 1000, 100)] * 20 + [ner_ft_llm.Ask({}, [], [1] * 100, 990)] * 20
+    batches = []
+    monkeypatch.setattr(ner_ft_llm, "generate_batch", lambda model, chat, some, args: batches.append(some) or some)
+    done = dict(ner_ft_llm.generate(SimpleNamespace(eval=lambda: None), None, asks, None))
+    assert sorted(done) == list(range(40)) and len(batches) < 5
+    for batch in batches:
+        width, room = max(len(ask.prompt) for ask in batch), max(ask.room for ask in batch)
+        assert len(batch) * (width + room) <= ner_ft_llm.BUDGET

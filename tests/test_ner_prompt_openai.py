@@ -364,6 +364,41 @@ def test_what_a_server_does_not_take_is_asked_otherwise_once(cli, served, tmp_pa
     same_as_gold(path, out)
 
 
+@pytest.mark.parametrize("what, words", [
+    ("max_completion_tokens", "unknown parameter max_completion_tokens"),
+    ("response_format", "response_format is not supported"),
+])  # fmt: skip
+def test_many_that_are_refused_at_once_are_all_asked_otherwise(what, words, cli, served, tmp_path):
+    """The first text, which goes alone to find out, fails for a reason of its own."""
+    path, answers = corpus_of(tmp_path)
+
+    def refuse(body):
+        if "Case 0" in body["messages"][-1]["content"]:
+            return 400, {"error": {"message": "maximum context length is 10 tokens"}}
+        time.sleep(0.2)  # until all are under way
+        return (400, {"error": {"message": words}}) if what in body else None
+
+    done = prompt(cli, path, tmp_path / "p.jsonl", served(answers, refuse=refuse), "--max_completion_tokens", 50)
+    assert done.returncode == 0 and "39 ok, 1 failed" in done.stderr, done.stderr
+
+
+def test_a_text_that_is_refused_for_its_words_changes_nothing_for_others(cli, served, tmp_path):
+    path, answers = corpus_of(tmp_path, 12)
+    bad = (400, {"error": {"message": "this text looks like a JSON schema"}})
+    server = served(answers, refuse=lambda body: bad if "Case 7" in body["messages"][-1]["content"] else None)
+    done = prompt(cli, path, tmp_path / "p.jsonl", server, "--max_concurrency", 1)
+    assert done.returncode == 0 and "11 ok, 1 failed" in done.stderr, done.stderr
+    assert {body["response_format"]["type"] for body, _ in server.bodies} == {"json_schema"}
+
+
+def test_the_types_do_not_depend_on_the_limit(cli, rare_en, tmp_path):
+    """Else a longer run would ask everything anew, and a shorter one for fewer types."""
+    files = ("--train_file", rare_en / "train.jsonl", "--test_file", rare_en / "test.jsonl")
+    shown = [cli("ner_prompt_openai.py", *files, "--output_file", tmp_path / "p", "--dry_run", "--limit", n).stdout
+             for n in (1, 200)]  # fmt: skip
+    assert shown[0] == shown[1] and "- SKINRAREDISEASE" in shown[0]
+
+
 def test_a_text_that_can_not_be_asked_is_recorded_and_asked_again(cli, served, tmp_path):
     """Too long for the server, say; the others go on, and --retry_failed asks for it alone."""
     path, answers = corpus_of(tmp_path, 12)
@@ -736,6 +771,9 @@ def test_keys_addresses_and_files_that_once_slipped_through(cli, served, tmp_pat
     for url in ("http://127.0.0.1:abc/v1", "http://127.0.0.1:99999/v1", "http://[x/v1"):
         done = prompt(cli, path, out, served(), "--base_url", url)
         assert done.returncode == 1 and "error: --base_url: not an address" in done.stderr, done.stderr
+    (tmp_path / "none.jsonl").write_text('{"id": "another", "answer": "{}"}\n')
+    done = prompt(cli, path, out, served(), "--answers_file", tmp_path / "none.jsonl")
+    assert done.returncode == 1 and "no answer to any record" in done.stderr
     (tmp_path / "latin").write_bytes(b"Enti\xf1")
     done = prompt(cli, path, out, served(), "--instruction_file", tmp_path / "latin")
     assert done.returncode == 1 and "not UTF-8" in done.stderr and "Traceback" not in done.stderr
