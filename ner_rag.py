@@ -206,22 +206,22 @@ class Embeddings:
 
         role = "like" if is_server(self.args) else role  # it would pay twice for the same
         keys = [f"{role} {digest_of(text)}" for text in texts]
-        known = {key for block in blocks(keys, BLOCK) for key, _ in self.kept(block)}
-        if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in known}:
-            self.make(new, role)
-        found, at = None, 0
-        for block in blocks(keys, BLOCK):
-            rows = dict(self.kept(block))
-            if found is None:
-                found = np.empty((len(keys), len(rows[block[0]]) // 4), np.float32)
-            found[at : at + len(block)] = [np.frombuffer(rows[key], np.float32) for key in block]
-            at += len(block)
-        return found
-
-    def kept(self, keys):
-        """The (key, vector as bytes) of those keys that the cache has."""
         command = "SELECT text, vector FROM json_each(?) JOIN vectors ON text = value"
-        return self.cache.execute(command, [json.dumps(keys)])
+        vectors, wanted = None, range(len(texts))
+        while wanted:  # first what the cache has, then, made for it, the rest
+            new = {}
+            for block in blocks(wanted, BLOCK):
+                kept = dict(self.cache.execute(command, [json.dumps([keys[i] for i in block])]))
+                known = [i for i in block if keys[i] in kept]
+                new |= {i: texts[i] for i in block if keys[i] not in kept}
+                if known:
+                    rows = np.frombuffer(b"".join(kept[keys[i]] for i in known), np.float32).reshape(len(known), -1)
+                    vectors = np.empty((len(texts), rows.shape[1]), np.float32) if vectors is None else vectors
+                    vectors[known] = rows
+            if new:
+                self.make({keys[i]: text for i, text in new.items()}, role)
+            wanted = list(new)
+        return vectors
 
     def make(self, new, role):
         """Embed texts, {key: text}, the longest first, and keep their vectors."""
