@@ -441,8 +441,8 @@ def test_another_version_of_a_model_finds_nothing(tmp_path):
     assert [embedded("like"), embedded("like"), embedded("query")] == [3, 0, 3]
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
     assert [embedded("like"), embedded("like")] == [3, 0]
-    shutil.copytree(tmp_path / "model", tmp_path / "twin")  # with the same times, as wheels and images have them
-    args.embedding_model = str(tmp_path / "twin")
+    shutil.copytree(tmp_path / "model", tmp_path / "twin" / "model")  # of the same times, as in wheels
+    args.embedding_model = str(tmp_path / "twin" / "model")
     assert [embedded("like"), embedded("like")] == [3, 0]
 
 
