@@ -34,6 +34,11 @@ def cli(tmp_path_factory):
     return run
 
 
+def pytest_make_parametrize_id(val):
+    """Bytes are named by their number: those of a gzip file hold the second it was made in, other in each worker."""
+    return f"{len(val)}_bytes" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     """The files that take longest first, so that two workers (tests/run.sh) end together."""
     longest = ("test_recipes", "test_ner_ft_encoder", "test_ner_ft_llm", "test_brat2iob")
