@@ -249,7 +249,14 @@ def mention(where, name, type_, spans, reference):
     """A mention whose type and text may be anything; an error (for `fields`) where they are no text."""
     if not isinstance(reference, (str, type(None))) or not type_.strip():
         raise ValueError
-    return where, str(name), type_.strip(), [[int(start), int(end)] for start, end in spans], reference
+    return where, str(name), type_.strip(), [[integer(start), integer(end)] for start, end in spans], reference
+
+
+def integer(value):
+    """The int of a whole number, or of one in digits; int() would also take 4.7 for 4, and 1_0 for 10."""
+    if type(value) is not int and not re.fullmatch(r"\s*-?[0-9]{1,15}\s*", value):
+        raise ValueError
+    return int(value)
 
 
 def read_pubtator(path, args):
@@ -361,7 +368,7 @@ def bioc_document(path, document, args, report):
             parts.append([text, False, []])
             bases.append(base)
         for here, each in notes:
-            spans = [(offset_of(at), offset_of(at) + int(at["length"])) for at in each["locations"]]
+            spans = [(offset_of(at), offset_of(at) + integer(at["length"])) for at in each["locations"]]
             start = min(spans)[0]
             if here is None or not 0 <= start - bases[here] < len(parts[here][0].encode()):  # not in its own passage
                 here = max(bisect_right(bases, start) - 1, 0)
@@ -374,7 +381,7 @@ def bioc_document(path, document, args, report):
 
 
 def offset_of(piece):
-    return int(piece["offset"])
+    return integer(piece["offset"])
 
 
 def padding(gap):
@@ -396,7 +403,7 @@ def rudrec_document(doc_id, lines, args, report):
             sentence = json.loads(line)
             mentions = [mention(where, each["entity_id"], each["entity_type"], [(each["start"], each["end"])],
                                 each["entity_text"]) for each in sentence["entities"]]  # fmt: skip
-            sentences.append((int(sentence["sentence_id"]), sentence["text"].removesuffix("\n") + "\n", mentions))
+            sentences.append((integer(sentence["sentence_id"]), sentence["text"].removesuffix("\n") + "\n", mentions))
     parts = [(text, False, mentions) for _, text, mentions in sorted(sentences, key=itemgetter(0))]
     edges = [0, *itertools.accumulate(len(text) for text, *_ in parts)][:-1]
     return resolved(doc_id, parts, args, report) | {"edges": edges}

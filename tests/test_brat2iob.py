@@ -1149,6 +1149,9 @@ ENTITY = '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "
          '"text": 5, "infons": {"type": "A"}, "locations": [{"offset": 0, "length": 1}]}]}]}]}', "a field is missing"),
         ("c.json", '{"file_name": "9", "sentence_id": 0, "text": "x", "entities": [{"entity_id": 1, "start": 0, '
          '"end": 1, "entity_type": "", "entity_text": "x"}]}', "a field is missing"),
+        ("c.json", '{"file_name": "9", "sentence_id": 0, "text": "xyz", "entities": [{"entity_id": 1, "start": 0, '
+         '"end": 1.7, "entity_type": "A", "entity_text": "x"}]}', "a field is missing"),
+        ("c.PubTator", "1|t|Fever and pain\n1\t0\t1_0\tFever and \tA\n", "a field is missing"),
         ("c.json", '{"file_name": 9, "sentence_id": 0, "text": "x", "entities": []}', "a field is missing"),
         ("c.json", '{"tokens": ["\\ud800"], "ner_tags": ["O"]}', "surrogate"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": "x"}', "start"),
