@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ner_ft_llm
-from utils import DEPTH, DataError, parse_answer, read_records, render_answer, types_of, write_jsonl
+from utils import DEPTH, DataError, parse_answer, read_records, render_answer, tokenize, types_of, write_jsonl
 
 SCRIPT = "ner_ft_llm.py"
 TYPES = ["DISEASE", "RAREDISEASE", "SIGN", "SKINRAREDISEASE", "SYMPTOM"]
@@ -606,6 +606,20 @@ def test_qlora_without_bitsandbytes_is_one_line(base, eight, tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert done.returncode == 1 and "bitsandbytes is not installed" in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize("kind", ["byte level", "metaspace"])
+def test_an_iob_answer_has_room_for_a_tag_at_each_token_and_for_little_more(chats, kind):
+    """However long answers were in training: the room of a batch is that of its longest."""
+    chat, text = chats[kind], "Fever and joint pain in both knees"
+    entities = [{"start": a, "end": b, "type": TYPES[i % len(TYPES)]} for i, (a, b) in enumerate(tokenize(text))]
+    record = {"id": "a", "text": text, "entities": [entity | {"text": ""} for entity in entities]}
+    ((_, types, _, room),) = ner_ft_llm.asks_of(
+        [record], dict.fromkeys(TYPES, ""), chat, arguments(format="iob"), longest=5000
+    )
+    full = render_answer(record, types, "iob")
+    assert full.count("\tB-") == len(entities)
+    assert len(chat.answer(full)) <= room <= 2 * len(chat.answer(full)) + 32
 
 
 def test_a_batch_holds_its_budget_with_its_padding(monkeypatch):
