@@ -553,7 +553,9 @@ def test_neighbours_of_the_document_are_seen_as_context(tiny_models, cli, tmp_pa
                                              rng.choices([("A", "fever"), ("B", "pain")], k=n)])  # fmt: skip
     files, scores = (tmp_path / "train.jsonl", tmp_path / "test.jsonl"), {}
     for count in (0, 1):
-        scores[count], _ = fit(cli, tmp_path / str(count), *files, tiny_models["bert"], "--doc_context", count)
+        scores[count], _ = fit(
+            cli, tmp_path / str(count), *files, tiny_models["bert"], "--doc_context", count, epochs=25
+        )
     assert scores[0] < 0.8 and scores[1] > 0.95
     first, second = again(cli, tmp_path, tmp_path / "1", files[1])
     assert first == second
