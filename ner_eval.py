@@ -1392,7 +1392,7 @@ function browser() {
         if (system.value && name !== "gold" && name !== system.value) continue;
         const side = make(card, "div", null, { class: "side" });
         make(side, "b", name);
-        draw(side, text, marks);
+        draw(side, text.trimEnd(), marks);  // not the line ends behind it
       }
     });
     where.textContent = found.length ? `${now + 1} of ${found.length} texts (${records.length} in all)` : "no text is like that";
