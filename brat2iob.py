@@ -254,7 +254,8 @@ def mention(where, name, type_, spans, reference):
 
 def integer(value):
     """The int of a whole number, or of one in digits; int() would also take 4.7 for 4, and 1_0 for 10."""
-    if type(value) is not int and not re.fullmatch(r"\s*-?[0-9]{1,15}\s*", value):
+    digits = isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,15}\s*", value)
+    if not digits and (type(value) not in (int, float) or value != int(value)):
         raise ValueError
     return int(value)
 
@@ -296,7 +297,7 @@ def by_document(path, args, key):
 def rows_document(lines, columns, args, report):
     """Title and abstract with one character between them, of `ID|t|title` and `ID|a|abstract`, or of a row of three.
 
-    Rows of PubTator that have 4 or 5 cells are relations; all others are mentions.
+    Rows of PubTator of 4 or 5 cells, the second a word, are relations; all others are mentions.
     """
     texts, mentions, doc_id = [], [], None
     for where, line in lines:
@@ -308,7 +309,7 @@ def rows_document(lines, columns, args, report):
             raise DataError(f"{where}: not of document {doc_id or '?'}; begin each document with its title")
         if text:
             texts += text
-        elif columns == PUBTATOR and len(cells) in (4, 5) and cells[1].strip() and not cells[1].isdecimal():
+        elif columns == PUBTATOR and len(cells) in (4, 5) and cells[1][:1].isalpha():
             report.counts["lines R"] += 1
         else:
             with fields(where):

@@ -74,6 +74,7 @@ from utils import (
     to_json,
     tokenize,
     types_of,
+    warn_unseen,
     write_jsonl,
     write_sidecar,
 )
@@ -88,7 +89,7 @@ HEADS = ["score", "classifier"]  # what transformers calls the head of decoders 
 KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized")  # fields of a record that its prediction has, too
 CHUNK = 500_000  # characters predicted at a time: enough to sort windows by length, bounds memory (200 MB)
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # sub-tokens of a prediction batch; on a CPU the fastest of 512-8192
-MULTIPLE = {"cpu": 1, "cuda": 8}  # of sub-tokens in a batch's windows: a GPU's units want 8, a CPU takes 8 % longer
+MULTIPLE = {"cpu": 1, "cuda": 8}  # of sub-tokens in a batch's windows: a GPU's units want 8, a CPU loses 8 %
 HISTORY = {"step": "step", "loss": "loss", "eval_f1": "f1"}  # of the trainer's log, and its name in the sidecar
 LEAST = {"limit": 1, "max_length": 16, "stride": 0, "doc_context": 0, "lora_r": 0, "lora_alpha": 1e-9, "seed": 0,
          "learning_rate": 1e-9, "num_train_epochs": 1e-9, "batch_size": 1, "early_stopping_patience": 1}  # fmt: skip
@@ -516,17 +517,6 @@ def heads(config):
     return [(list(columns), list(columns.values()))]
 
 
-def warn_unseen(path, records, tags):
-    """Pass records on; at the end, warn of gold types that the model can't predict, with their count."""
-    unseen, known = Counter(), {tag[2:] for tag in tags}
-    for record in records:
-        unseen.update(entity["type"] for entity in record["entities"] if entity["type"] not in known)
-        yield record
-    if unseen:
-        names = ", ".join(sorted(unseen))
-        say(f"warning: {path}: {unseen.total():,} entities of types that the model does not predict: {names}")
-
-
 def training_arguments(args):
     """transformers' TrainingArguments; --training_args win, but over what has a flag or is this script's business."""
     import torch
@@ -572,7 +562,7 @@ def train(args, records, dev, stamp):
     if not learned:
         raise DataError(f"{args.train_file}: no entity in it; nothing to learn")
     settings = training_arguments(args)  # first: it gives each process its GPU
-    dev = list(warn_unseen(args.validation_file, dev, labels))
+    dev = list(warn_unseen(args.validation_file, dev, {tag[2:] for tag in labels}, say))
     model, tokenizer = load(args, labels)
     examples = training_windows(records, golds, tokenizer, model.config, args)
     try:
@@ -813,7 +803,8 @@ def predict_file(path, model, tokenizer, history, args):
         found.update(records=1, entities=len(prediction["entities"]), tokens=len(prediction["tokens"]))
         return prediction
 
-    records = warn_unseen(path, read_records(path, args.limit), chain(*(tags for tags, _ in heads(model.config))))
+    known = {tag[2:] for tags, _ in heads(model.config) for tag in tags}
+    records = warn_unseen(path, read_records(path, args.limit), known, say)
     write_jsonl(output, map(counted, predict(model, tokenizer, records, args)))
     write_sidecar(output, args, [path], begun, PACKAGES, counts=dict(found), history=history,
                   model=args.output_dir if args.train_file else args.model)  # fmt: skip

@@ -71,6 +71,7 @@ from utils import (
     run,
     sha256,
     to_json,
+    warn_unseen,
     without_gold,
     write_jsonl,
     write_sidecar,
@@ -105,8 +106,9 @@ def records_of(paths, limit):
 def asks_of(records, labels, chat, args, longest=None):
     """Yield an Ask for each question about records, one or one for each type; DataError where no answer has a place.
 
-    An answer may have one and a half of the `longest` in training, or what the text itself needs; of iob no more than
-    with a tag at each token, so that short texts make large batches (JNLPBA: 76 in place of 249).
+    An answer may have one and a half of the `longest` in training, or what the text itself needs. One of iob, from a
+    model that was trained to it, has no more than with a tag at each token: short texts make few, large batches so
+    (JNLPBA: 76, not 249).
     """
     for record in records:
         for types in [[type_] for type_ in labels] if args.one_type_per_prompt else [list(labels)]:
@@ -121,9 +123,16 @@ def asks_of(records, labels, chat, args, longest=None):
                 bare = render_answer(record | {"entities": []}, types, args.format)
                 room = max(room, 2 * len(chat.answer(bare)) + 32)
                 if longest and args.format == "iob":
-                    full = bare.replace("\tO", f"\tB-{max(types, key=len)}")
+                    full = bare.replace("\tO", f"\t{widest(tuple(types), chat)}")
                     room = min(room, len(chat.answer(full)) + 32)
             yield Ask(record, types, prompt, args.max_new_tokens or room)
+
+
+@cache
+def widest(types, chat):
+    """The tag of iob that has most tokens: it may be an I-, and of a type with few letters."""
+    tags = [f"{prefix}-{type_}" for type_ in types for prefix in "BI"]
+    return max(tags, key=lambda tag: len(chat.answer(f"\t{tag}")))
 
 
 class Chat:
@@ -345,7 +354,8 @@ def training_arguments(args):
 
 def answers_to_learn(args, labels, chat):
     """Return (examples, score(model), tokens of the longest answer) of --task sft."""
-    dev = list(records_of(args.validation_file, args.limit))
+    dev = [record for path in args.validation_file
+           for record in warn_unseen(path, read_records(path, args.limit), labels, say)]  # fmt: skip
     chosen = random.Random(args.seed).sample(range(len(dev)), min(args.eval_samples, len(dev)))
     dev = [dev[i] for i in sorted(chosen)]
     if dev and not any(record["entities"] for record in dev):
@@ -619,7 +629,8 @@ def vocabulary(chat):
 def predict_file(path, model, chat, labels, stored, identity, args):
     """Answer a test file, going on where a killed run was, and write its predictions."""
     begun, output, found, used = time.time(), prediction_path(args, path), Counter(), Counter()
-    records = (without_gold(record, "shots", "passages") for record in read_records(path, args.limit))
+    gold = warn_unseen(path, read_records(path, args.limit), labels, say)
+    records = (without_gold(record, "shots", "passages") for record in gold)
     asks = list(asks_of(records, labels, chat, args, stored.get("longest_answer")))
     lines = answer(asks, model, chat, identity, f"{output}.answers.jsonl", args)
     if not here().is_main_process:
@@ -659,6 +670,7 @@ def answer(asks, model, chat, identity, path, args):
         lines = read_answers(path)
         here().wait_for_everyone()  # until nobody reads any more
         done = {number for number, key in enumerate(keys) if key in lines}
+        bar.update(len(done))
         for number, (ids, seconds) in generate(model, chat, asks, args, done):
             text, tokens, ended = chat.read(ids)
             line = {"request": keys[number], "id": asks[number].record["id"], "answer": text, "ended": ended,
@@ -738,7 +750,7 @@ def parse_args(argv=None):
     add("--training_args", nargs="+", type=key_value, default=[], metavar="KEY=VALUE",
         help="any other setting of trl.SFTConfig, as optim=paged_adamw_8bit")  # fmt: skip
     add = parser.add_argument_group("prediction").add_argument
-    add("--max_new_tokens", type=int, metavar="N", help="of an answer (default: 1.5 times the longest in training)")
+    add("--max_new_tokens", type=int, metavar="N", help="of an answer (default: by training, and by the text)")
     add("--constrain", action="store_true", help="inline, iob: answers can only copy the text and mark known types")
     args = parser.parse_args(argv)
     check_args(args, parser)
@@ -860,7 +872,8 @@ def train_or_take_up(args, labels, started):
 
 def merge(args, adapter, stored):
     """Write base and adapter as one model, from the base in full precision, with its prompt; say how it is served."""
-    part, target = Path(f"{args.merge_to}.part"), Path(args.merge_to)
+    target = Path(args.merge_to)  # without the slash that a shell's completion leaves
+    part = Path(f"{target}.part")
     ours = "adapter" in read_sidecar(target / "run.json").get("inputs", {})
     ours = ours or (target.is_dir() and not os.listdir(target))
     if os.path.lexists(target) and not ours:  # what is the user's is never emptied

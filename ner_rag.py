@@ -514,7 +514,7 @@ def choose_static(examples, args):
     order, votes = list(range(len(examples))), defaultdict(dict)
     random.Random(args.seed).shuffle(order)
     for place, number in enumerate(order):
-        for type_ in {entity["type"] for entity in examples[number]["entities"]} or {None}:
+        for type_ in sorted({entity["type"] for entity in examples[number]["entities"]}) or [None]:
             votes[type_][place] = 1
     return [order[place] for place in elect(list(votes.values()), args.static_shots, lambda place: True)]
 

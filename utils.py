@@ -212,6 +212,17 @@ def clear_model(folder):
                 path.unlink()
 
 
+def warn_unseen(path, records, known, say=log):
+    """Pass records on; at the end, warn of gold types that a model does not know, with their count."""
+    unseen = Counter()
+    for record in records:
+        unseen.update(entity["type"] for entity in record["entities"] if entity["type"] not in known)
+        yield record
+    if unseen:
+        names = ", ".join(sorted(unseen))
+        say(f"warning: {path}: {unseen.total():,} entities of types that the model does not predict: {names}")
+
+
 def is_iob(path):
     """Whether a file name says IOB (.iob .conll .bio .iob2 .tsv, also .gz). Anything else is read as JSONL."""
     return str(path).removesuffix(".gz").lower().endswith((".iob", ".iob2", ".conll", ".bio", ".tsv"))

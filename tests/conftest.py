@@ -35,7 +35,7 @@ def cli(tmp_path_factory):
 
 
 def pytest_make_parametrize_id(val):
-    """Bytes are named by their number: those of a gzip file hold the second it was made in, other in each worker."""
+    """Bytes are named by their number: those of a gzip file hold the second it was made in, another in each worker."""
     return f"{len(val)}_bytes" if isinstance(val, bytes) else None
 
 

@@ -857,6 +857,13 @@ def test_a_broken_file_is_one_line(cli, tmp_path, name, content, says):
 # ---------------------------------------------------------------------------- BRAT as it really is
 
 
+def test_whole_numbers_are_read_however_they_are_written():
+    assert [brat2iob.integer(value) for value in (7, "7", " 7 ", 7.0, "-7")] == [7, 7, 7, 7, -7]
+    for value in (7.5, "7.0", "1_0", "+7", "٧", True, None, [7], float("nan"), float("inf")):
+        with pytest.raises(brat2iob.FIELD_ERRORS):
+            brat2iob.integer(value)
+
+
 def test_a_reference_text_with_raw_line_ends_is_read_on(tmp_path):
     text = "Dose:\n\n20 mg\ndaily, fever"
     ann = f"T1\tX 0 18\t{text[:18]}\nR1\tOf Arg1:T1 Arg2:T1\nT2\tY 20 25\tfever\n"
@@ -1151,7 +1158,8 @@ ENTITY = '{"id": "1", "text": "a", "entities": [{"start": 0, "end": 1, "type": "
          '"end": 1, "entity_type": "", "entity_text": "x"}]}', "a field is missing"),
         ("c.json", '{"file_name": "9", "sentence_id": 0, "text": "xyz", "entities": [{"entity_id": 1, "start": 0, '
          '"end": 1.7, "entity_type": "A", "entity_text": "x"}]}', "a field is missing"),
-        ("c.PubTator", "1|t|Fever and pain\n1\t0\t1_0\tFever and \tA\n", "a field is missing"),
+        ("c.PubTator", "1|t|Fever and pain\n1\t0\t1_0\tFever and \tA\tX\n", "a field is missing"),
+        ("c.PubTator", "1|t|Fever and pain\n1\t1_0\t14\tpain\tA\n", "a field is missing"),
         ("c.json", '{"file_name": 9, "sentence_id": 0, "text": "x", "entities": []}', "a field is missing"),
         ("c.json", '{"tokens": ["\\ud800"], "ner_tags": ["O"]}', "surrogate"),
         ("c.jsonl", '{"id": "1", "text": "a", "start": "x"}', "start"),

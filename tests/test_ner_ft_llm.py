@@ -584,11 +584,18 @@ def test_merging_empties_no_folder_of_the_users(trained, eight, short, cli, tmp_
              short)  # fmt: skip
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    for target, code in (("mine", 1), ("merged", 0), ("merged", 0)):  # the second time it replaces its own
-        done = cli(SCRIPT, "--model", trained[0], *files, "--merge_to", tmp_path / target)
+    for target, code in (("mine", 1), ("merged", 0), ("merged/", 0)):  # the second time it replaces its own
+        done = cli(SCRIPT, "--model", trained[0], *files, "--merge_to", f"{tmp_path}/{target}")
         assert done.returncode == code, done.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "merged" / "model.safetensors").exists() and not (tmp_path / "merged.part").exists()
+
+
+def test_types_that_are_not_asked_for_are_a_warning_with_their_count(trained, cli, tmp_path):
+    entity = {"start": 0, "end": 5, "type": "NEVER"}
+    write_jsonl(tmp_path / "t.jsonl", [{"id": "1", "text": "fever now", "entities": [entity]}])
+    done = cli(SCRIPT, "--model", trained[0], "--test_file", tmp_path / "t.jsonl", "--output_dir", tmp_path)
+    assert done.returncode == 0 and "1 entities of types that the model does not predict: NEVER" in done.stderr
 
 
 def test_an_adapter_of_another_base_is_one_line(base, eight, words, cli, tmp_path):
@@ -609,17 +616,19 @@ def test_qlora_without_bitsandbytes_is_one_line(base, eight, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["byte level", "metaspace"])
-def test_an_iob_answer_has_room_for_a_tag_at_each_token_and_for_little_more(chats, kind):
+@pytest.mark.parametrize("types", [TYPES, ["SIGN"], ["患者症", "SIGN"]], ids=["five", "one", "few letters, many bytes"])
+def test_an_iob_answer_has_room_for_a_tag_at_each_token_and_for_little_more(chats, kind, types):
     """However long answers were in training: the room of a batch is that of its longest."""
-    chat, text = chats[kind], "Fever and joint pain in both knees"
-    entities = [{"start": a, "end": b, "type": TYPES[i % len(TYPES)]} for i, (a, b) in enumerate(tokenize(text))]
-    record = {"id": "a", "text": text, "entities": [entity | {"text": ""} for entity in entities]}
-    ((_, types, _, room),) = ner_ft_llm.asks_of(
-        [record], dict.fromkeys(TYPES, ""), chat, arguments(format="iob"), longest=5000
-    )
-    full = render_answer(record, types, "iob")
-    assert full.count("\tB-") == len(entities)
-    assert len(chat.answer(full)) <= room <= 2 * len(chat.answer(full)) + 32
+    chat, text = chats[kind], " ".join(["Fever and joint pain in both knees."] * 6)
+    each = [
+        {"start": a, "end": b, "type": types[i % len(types)], "text": ""} for i, (a, b) in enumerate(tokenize(text))
+    ]
+    whole = [{"start": 0, "end": len(text), "type": type_, "text": text} for type_ in types]
+    for entities in (each, *([entity] for entity in whole)):
+        record = {"id": "a", "text": text, "entities": entities}
+        asks = ner_ft_llm.asks_of([record], dict.fromkeys(types, ""), chat, arguments(format="iob"), longest=5000)
+        ((_, _, _, room),), full = asks, render_answer(record, types, "iob")
+        assert "\tO" not in full and len(chat.answer(full)) <= room <= 4 * len(chat.answer(full))
 
 
 def test_a_batch_holds_its_budget_with_its_padding(monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import random
 import re
 import shutil
 import sqlite3
@@ -221,6 +222,30 @@ def test_static_examples_come_first_and_are_the_same(cli, files):
     write_jsonl(files / "test.jsonl", TRAIN)  # a static example of the text itself gives its place to another
     done = rag(cli, files, "--retriever", "bm25", "--num_shots", 2, "--static_shots", 2)
     assert done.returncode == 0 and all(name not in ids and len(ids) == 2 for name, ids in shown(files).items())
+
+
+def test_static_examples_do_not_hang_on_the_order_of_a_set(cli, files):
+    """Eight types with equal votes: the last bit of their sum decides, which the order of summing changes."""
+    rng, train = random.Random(5), []
+    for i in range(60):
+        words, entities, at = [f"w{rng.randint(0, 10**6)}" for _ in range(12)], [], 0
+        marked = set(rng.sample(range(12), n := rng.randint(0, 5)))
+        for place, word in enumerate(words):
+            if place in marked:
+                entities.append({"start": at, "end": at + len(word)})
+            at += len(word) + 1
+        types = rng.sample([f"TYPE{number}" for number in range(8)], n)
+        entities = [entity | {"type": type_} for entity, type_ in zip(entities, types, strict=True)]
+        train.append({"id": f"d{i}", "text": " ".join(words), "entities": entities})
+    write_jsonl(files / "train.jsonl", train)
+    outputs = set()
+    for seed in range(4):
+        done = cli(SCRIPT, "--train_file", files / "train.jsonl", "--test_file", files / "test.jsonl", "--output_file",
+                   files / "out.jsonl", "--retriever", "random", "--num_shots", 12, "--static_shots", 12,
+                   PYTHONHASHSEED=str(seed))  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        outputs.add((files / "out.jsonl").read_bytes())
+    assert len(outputs) == 1
 
 
 def test_a_file_may_be_searched_for_itself(cli, files, rare_en):
