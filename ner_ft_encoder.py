@@ -562,7 +562,7 @@ def train(args, records, dev, stamp):
     if not learned:
         raise DataError(f"{args.train_file}: no entity in it; nothing to learn")
     settings = training_arguments(args)  # first: it gives each process its GPU
-    dev = list(warn_unseen(args.validation_file, dev, {tag[2:] for tag in labels}, say))
+    dev = list(warn_unseen(args.validation_file, dev, types or learned, say))
     model, tokenizer = load(args, labels)
     examples = training_windows(records, golds, tokenizer, model.config, args)
     try:

@@ -212,7 +212,7 @@ def clear_model(folder):
                 path.unlink()
 
 
-def warn_unseen(path, records, known, say=log):
+def warn_unseen(path, records, known, say):
     """Pass records on; at the end, warn of gold types that a model does not know, with their count."""
     unseen = Counter()
     for record in records:
