@@ -1265,7 +1265,7 @@ def browsed(cli, file, tmp_path, count=60):
         end = len(EVIL)
         entities = [{"start": end - 5, "end": end, "type": "<b>S</b>"}, {"start": 0, "end": end, "type": "ALL"},
                     {"start": 2, "end": end - 6, "type": "D", "fragments": [[2, 8], [end - 7, end - 6]]}]  # fmt: skip
-        gold.append({"id": f"<i>{n}</i>", "doc_id": f"d{n // 2}", "text": EVIL, "entities": entities})
+        gold.append({"id": f"<i>{n}</i>", "doc_id": f"d{n // 2}", "text": EVIL + "\n\n", "entities": entities})
         kept = entities if n % 3 else [entities[1], entities[0] | {"type": "D"}]
         pred.append(gold[-1] | {"entities": kept})
     info = {"seconds": 6, "cost": 3, "counts": {"records": count}, "history": [
@@ -1284,7 +1284,7 @@ def test_the_report_holds_no_markup_of_the_corpus_and_no_address(cli, file, tmp_
     assert page.count("</script>") == 2 and "<script>alert" not in page and "<img" not in page and "<u>" not in page
     assert set(re.findall(r"\w+://[^\"'\s]+", page)) == {"http://www.w3.org/2000/svg"}
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.S)[1])
-    assert data["records"][0][2] == EVIL and len(data["records"]) == 60
+    assert data["records"][0][2] == EVIL + "\n\n" and len(data["records"]) == 60
 
 
 @pytest.fixture(scope="module")
@@ -1320,7 +1320,7 @@ def test_the_report_in_a_browser(browser, cli, file, tmp_path):
     drawn = page.locator("article .text").first.evaluate(
         "node => [...node.querySelectorAll('span:not(.tag)')].map(part => part.textContent).join('')"
     )
-    assert drawn == EVIL
+    assert drawn == EVIL  # without the line ends behind it
     assert page.locator("article").count() == 10  # a page, not all 60 texts
     status = page.locator("[aria-live]")
     assert status.inner_text() == "1 of 60 texts (60 in all)"
