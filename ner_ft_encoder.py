@@ -792,6 +792,7 @@ def train_and_save(args, records, dev, stamp, started):
                       revision=getattr(model.config, "_commit_hash", None))  # fmt: skip
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         log(f"  -> {args.output_dir}")
+    trainer.accelerator.end_training()  # a process that ends within its group may abort
     return model, tokenizer, history
 
 

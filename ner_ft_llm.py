@@ -844,6 +844,8 @@ def main(argv=None):
         identity = [model_state(args.model), model_state(adapter), args.load_in_4bit]
         for path in args.test_file:
             predict_file(path, model, chat, labels, stored, identity, args)
+    here().wait_for_everyone()
+    here().destroy_process_group()  # a process that ends within its group may abort
 
 
 def train_or_take_up(args, labels, started):

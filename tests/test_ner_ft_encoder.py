@@ -631,7 +631,7 @@ def test_two_processes_or_two_steps_train_as_one_does(right_context, tiny_models
     shutil.copytree(tiny_models["bert"], tmp_path / "calm")
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (tmp_path / "calm" / "config.json").write_text(json.dumps(config))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     ways = {"one": ([sys.executable], 8, 1), "two steps": ([sys.executable], 4, 2), "two processes": (torchrun, 4, 1)}
     scores = {}
     for way, (start, size, steps) in ways.items():

@@ -481,7 +481,7 @@ def test_what_training_shows_is_allowed(chats, kind, format, rare_en):
 def test_two_processes_say_what_one_says(trained, rare_en, tmp_path):
     args = ["--model", trained[0], "--test_file", rare_en / "dev.jsonl", "--limit", "30", "--labels_file",
             ROOT / "data" / "rare_en" / "labels.json", "--max_new_tokens", "30"]  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     for name, start in (("one", [sys.executable]), ("two", launch)):
         command = [*start, ROOT / SCRIPT, *args, "--output_dir", tmp_path / name]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
@@ -495,7 +495,7 @@ def test_two_processes_say_what_one_says(trained, rare_en, tmp_path):
 
 def test_two_processes_train(base, eight, tmp_path):
     files = ["--train_file", eight, "--validation_file", eight, "--test_file", eight, "--output_dir", tmp_path]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29518",
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
                ROOT / SCRIPT, "--model", base, *files, "--num_train_epochs", "2", "--batch_size", "2",
                "--max_new_tokens", "20"]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ})
