@@ -34,6 +34,25 @@ def cli(tmp_path_factory):
     return run
 
 
+CLOSES = """import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    import torch
+    assert not torch.distributed.is_initialized(), "it ends within its group of processes"
+"""
+
+
+@pytest.fixture(scope="session")
+def torchrun(tmp_path_factory):
+    """How a command starts that runs in two processes, each of which must leave their group: else it may abort."""
+    path = tmp_path_factory.mktemp("torchrun") / "closes.py"
+    path.write_text(CLOSES)
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", path]
+
+
 def pytest_make_parametrize_id(val):
     """Bytes are named by their number: those of a gzip file hold the second it was made in, another in each worker."""
     return f"{len(val)}_bytes" if isinstance(val, bytes) else None

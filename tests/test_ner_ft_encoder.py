@@ -238,17 +238,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(cli, rare_en, t
     assert made[0] == made[1] != made[2]
 
 
-def test_two_processes_train_and_score_together(cli, rare_en, tiny_models, tmp_path):
+def test_two_processes_train_and_score_together(cli, rare_en, tiny_models, torchrun, tmp_path):
     """Under torchrun each process evaluates its share of the development records; the sum must be the whole."""
-    from torch.distributed import run as torchrun
-
-    done = cli(
-        torchrun.__file__, "--nproc_per_node", 2, "--standalone", ROOT / "ner_ft_encoder.py", "--model",
+    command = [
+        *torchrun, ROOT / "ner_ft_encoder.py", "--model",
         tiny_models["bert"], "--train_file", rare_en / "train.jsonl", "--validation_file", rare_en / "dev.jsonl",
         "--test_file", rare_en / "dev.jsonl", "--output_dir", tmp_path / "m", "--limit", 61, "--num_train_epochs", 16,
         "--learning_rate", 0.003, "--max_length", 64, "--stride", 16, "--batch_size", 2,
         "--early_stopping_patience", 20,
-    )  # fmt: skip
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     curve = [row["f1"] for row in json.loads((tmp_path / "m" / "run.json").read_text())["history"] if "f1" in row]
     assert len(curve) == 16 and max(curve) > 0
@@ -625,13 +624,12 @@ def test_a_model_is_another_one_if_base_data_or_flags_are(tiny_models, right_con
     assert first != stamp()
 
 
-def test_two_processes_or_two_steps_train_as_one_does(right_context, tiny_models, tmp_path):
+def test_two_processes_or_two_steps_train_as_one_does(right_context, tiny_models, torchrun, tmp_path):
     """The same effective batch, in one step, in two accumulated ones or in two processes: the same scores."""
     config = json.loads((tiny_models["bert"] / "config.json").read_text())
     shutil.copytree(tiny_models["bert"], tmp_path / "calm")
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (tmp_path / "calm" / "config.json").write_text(json.dumps(config))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     ways = {"one": ([sys.executable], 8, 1), "two steps": ([sys.executable], 4, 2), "two processes": (torchrun, 4, 1)}
     scores = {}
     for way, (start, size, steps) in ways.items():

@@ -478,11 +478,10 @@ def test_what_training_shows_is_allowed(chats, kind, format, rare_en):
 # ---------------------------------------------------------------------------- several processes
 
 
-def test_two_processes_say_what_one_says(trained, rare_en, tmp_path):
+def test_two_processes_say_what_one_says(trained, rare_en, torchrun, tmp_path):
     args = ["--model", trained[0], "--test_file", rare_en / "dev.jsonl", "--limit", "30", "--labels_file",
             ROOT / "data" / "rare_en" / "labels.json", "--max_new_tokens", "30"]  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    for name, start in (("one", [sys.executable]), ("two", launch)):
+    for name, start in (("one", [sys.executable]), ("two", torchrun)):
         command = [*start, ROOT / SCRIPT, *args, "--output_dir", tmp_path / name]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
@@ -493,11 +492,10 @@ def test_two_processes_say_what_one_says(trained, rare_en, tmp_path):
     assert same >= 28  # batches are the same; two threads may round otherwise
 
 
-def test_two_processes_train(base, eight, tmp_path):
+def test_two_processes_train(base, eight, torchrun, tmp_path):
     files = ["--train_file", eight, "--validation_file", eight, "--test_file", eight, "--output_dir", tmp_path]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-               ROOT / SCRIPT, "--model", base, *files, "--num_train_epochs", "2", "--batch_size", "2",
-               "--max_new_tokens", "20"]  # fmt: skip
+    args = ["--model", base, *files, "--num_train_epochs", "2", "--batch_size", "2", "--max_new_tokens", "20"]
+    command = [*torchrun, ROOT / SCRIPT, *args]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ})
     assert done.returncode == 0, done.stderr
     assert len(answers(tmp_path)) == 8 and done.stderr.count("epoch 1, ") == 1, done.stderr
