@@ -50,7 +50,7 @@ toy_data() {
     [ -e "$2/train.jsonl" ] && return
     "$python" "$here/brat2iob.py" --input "$here/data/$1" --output_dir "$2/whole" --to jsonl
     for split in test dev train; do
-        awk -v most="${TOY_RECORDS:-24}" 'NR % 4 == 1 && n++ < most' "$2/whole/$split.jsonl" >"$2/$split.jsonl"
+        awk -v most="${TOY_RECORDS:-12}" 'NR % 4 == 1 && n++ < most' "$2/whole/$split.jsonl" >"$2/$split.jsonl"
     done
 }
 

@@ -35,7 +35,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 if [ -n "${TOY:-}" ]; then
     step "toy: data/pharma_es and a random model -> $out"
-    TOY_RECORDS=12 toy_data pharma_es "$out/data"
+    toy_data pharma_es "$out/data"
     toy_models "$out/toy" "$out/data/train.jsonl"
     BASE=$out/toy/llama ENCODER=$out/toy/bert SEEDS=(42) TEXTS_ES=("$out/data/whole/train.jsonl")
     PRETRAIN_ARGS=(--max_length 256 --num_train_epochs 1 --learning_rate 1e-3)
