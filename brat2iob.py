@@ -57,6 +57,7 @@ from utils import (
     iob_lines,
     iob_record,
     is_iob,
+    is_named,
     log,
     read_iob,
     read_jsonl,
@@ -323,9 +324,10 @@ def read_bioc(path, args):
     with opened(path) as file:
         xml = file.read(1 << 10).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")[:1] == b"<"
     with fields(path):
-        collection = {"documents": bioc_xml(path)} if xml else json.loads(decode(path, args.encoding)[0])
-        for document in collection.get("documents", [collection]):
-            yield partial(bioc_document, path, document)
+        whole = {"documents": bioc_xml(path)} if xml else json.loads(decode(path, args.encoding)[0])
+        for collection in whole if isinstance(whole, list) else [whole]:
+            for document in collection.get("documents", [collection]):
+                yield partial(bioc_document, path, document)
 
 
 def bioc_xml(path):
@@ -440,8 +442,8 @@ def read_csv(path, args):
         columns = {use: next((name for name in names if name in header), None) for use, names in COLUMNS.items()}
         if not columns["token"] or not columns["tag"]:
             raise DataError(f"{path}:1: no column named Token or Word, or none named Tag; name them so")
-        cells = ({use: row.get(name) or "" for use, name in columns.items()} | {"line": rows.line_num} for row in rows)
         lists = not columns["document"] and not columns["sentence"]
+        cells = csv_cells(path, rows, columns, lists)
         for number, (doc_id, group) in enumerate(itertools.groupby(cells, itemgetter("line" if lists else "document"))):
             sentences = [list(each) for _, each in itertools.groupby(group, itemgetter("sentence"))]
             first = sentences[0][0]
@@ -451,6 +453,15 @@ def read_csv(path, args):
             yield partial(token_document, f"{path}:{first['line']}", doc_id or f"#{number}", units_)
     except csv.Error as error:
         raise DataError(f"{path}:{rows.line_num}: broken CSV: {error}") from None
+
+
+def csv_cells(path, rows, columns, lists):
+    """Yield {use: cell} of each row; an error where a quote that is not doubled joined rows, or parted a cell."""
+    for row in rows:
+        if None in row or (not lists and any("\n" in (cell or "") for cell in row.values())):
+            raise DataError(f"{path}:{rows.line_num}: more cells than columns, or a line end in one; quote a cell that "
+                            "holds quotes or commas, and double the quotes in it")  # fmt: skip
+        yield {use: row.get(name) or "" for use, name in columns.items()} | {"line": rows.line_num}
 
 
 def token_document(where, doc_id, units_, args, report):
@@ -472,12 +483,17 @@ def token_document(where, doc_id, units_, args, report):
     return record_document(doc_id, records, " ", args, report)
 
 
+KEYS = {"id", "doc_id", "start", "text", "entities", "tokens", "offsets", "tags", "pretokenized", "source", "other"}
+
+
 def record_document(doc_id, records, gap, args, report):
     """The document of records that follow each other; `gap` between them is one space where they have own tokens."""
     edges = [0, *itertools.accumulate(len(record["text"] + gap) for record in records)][: len(records)]
     pairs = list(zip(edges, records, strict=True))
     entities = [shifted(entity, -by) for by, record in pairs for entity in record["entities"]]
     report.counts["read"] += len(entities)
+    if "jsonl" in args.to and (more := {key for record in records for key in record} - KEYS):
+        report.warn("other keys", f"document {doc_id}", f"{', '.join(sorted(more))}: not copied")
     names = {entity["id"] for entity in entities if "id" in entity}
     other = [line for record in records for line in record.get("other", ())]
     document = document_of(doc_id, gap.join(record["text"] for record in records), entities, names, other)
@@ -519,7 +535,7 @@ def parts_of(doc_id, records):
     """Yield the documents of records of one doc_id: units that follow each other without a gap are one."""
     gap, part, end = " " * all(record.get("pretokenized", False) for record in records), [], records[0]["start"]
     for record in records:
-        if record["start"] != end:
+        if record["start"] != end and (record["start"] or not gap):  # what comes of IOB files says 0, all of it
             yield partial(record_document, doc_id, part, gap)
             part = []
         part.append(record)
@@ -538,7 +554,7 @@ def hugging_face(path, number, row, args, report):
         if tags is None:
             raise DataError(f"{where}: no `ner_tags` beside its `tokens`; is it a file of token labels?")
         doc_id = str(row.get("id", number - 1))
-        doc_id = f"#{doc_id}" if doc_id == str(number - 1) else doc_id  # the number of a row names no document
+        doc_id = f"#{number - 1}" if doc_id in ("", str(number - 1)) else doc_id  # a row's number names no document
         return token_document(where, doc_id, [(row["tokens"], tags)], args, report)
 
 
@@ -576,15 +592,25 @@ def one_file(path, kind):
     return split, kind, folder, names
 
 
+SIDECAR = re.compile(r"(^|\.)run\.json$")
+DATA = re.compile(
+    r"(?<!_entities)(?<!_relations)(?<!_gold_standard)\.(jsonl|csv|tsv|iob2?|conll|bio|xml)(\.gz)?$", re.I
+)
+
+
 def search_folder(folder, args, report):
     """What one folder holds: its documents make one split with all below; else each sub-folder and file is one."""
     here = unread(folder, args)
-    files = {name: path for name, path in here.items() if os.path.isfile(path) and not name.endswith("run.json")}
+    files = {name: path for name, path in here.items() if os.path.isfile(path) and not SIDECAR.search(name)}
     kinds = {name: detect(path) for name, path in files.items()}
+    unknown = [name for name, kind in kinds.items() if not kind and DATA.search(name) and not is_brat(name)]
     kinds = {name: kind for name, kind in kinds.items() if kind and args.input_format in ("auto", kind)}
     marks = {"auto": ANN, "brat": ANN, "text": (".txt",)}.get(args.input_format, ())
     if not any(parted(name)[1] in marks for name in files):
         found = [one_file(files[name], kind) for name, kind in kinds.items() if kind != "brat"]
+        for name in unknown:
+            what = "empty, or of no format this script knows; left out"
+            report.add(Report().warn("unknown file", files[name], what))
         for path in filter(os.path.isdir, here.values()):
             found += search_folder(path, args, report)
         if found or not any(map(is_brat, files)) or args.input_format not in ("auto", "brat"):
@@ -636,7 +662,7 @@ def parted(path):
 
 CONTENTS = {  # formats by the first characters of a file; the first that matches
     "pubtator": TITLE.pattern,
-    "bioc": r'<\?xml|<!DOCTYPE|<collection|\{.{,4096}"(?:passages|documents)"\s*:',
+    "bioc": r'<\?xml|<!DOCTYPE|<collection|\[?\s*\{(?:(?!"text"\s*:).){,4096}"(?:passages|documents)"\s*:',
     "rudrec": r'\{(?=.*"sentence_id"\s*:).*"file_name"\s*:',
     "jsonl": r'\[?\s*\{.*"(?:text|tokens)"\s*:',
 }
@@ -921,6 +947,7 @@ def units(document, args, report):
             record |= {"tokens": [], "offsets": spans, "pretokenized": True}
         if whole and document["other"]:
             record["other"] = document["other"]
+        report.counts["long"] += bool(args.max_tokens and tokens[high] - tokens[low] > args.max_tokens)
         yield record
         first = last
 
@@ -978,11 +1005,18 @@ def line_parts(text, start, end):
     return [[start, end]] if whole or any(text[a:b].isspace() for a, b in parts) else parts
 
 
+def short(name):
+    """At most 100 characters, in at most 200 bytes: file systems take 255 of them, with all suffixes."""
+    return name[:100].encode("utf-8")[:200].decode("utf-8", "ignore")
+
+
 def safe_name(doc_id, taken):
     """A file name for a document that can't leave its folder, nor meet another; sub-folders are kept."""
-    parts = [re.sub(r"[^\w.,()+=@~ -]|^\.+|[. ]+$", "_", part)[:100] for part in doc_id.split("/") if part]
-    parts[:-1] = [re.sub(r"\.(txt|ann)$", r"_\1", part, flags=re.I) for part in parts[:-1]]  # no folder like a file
-    base = "/".join(parts) if 0 < len(parts) < 6 else "_".join(parts)[:100] or "_"
+    parts = [short(re.sub(r"[^\w.,()+=@~ -]|^\.+|[. ]+$", "_", part)) for part in doc_id.split("/") if part]
+    parts[:-1] = [
+        re.sub(r"\.(txt|ann|part)$", r"_\1", part, flags=re.I) for part in parts[:-1]
+    ]  # no folder like a file
+    base = "/".join(parts) if 0 < len(parts) < 6 else short("_".join(parts)) or "_"
     name, number = base, 1
     while name.casefold() in taken:
         number += 1
@@ -994,9 +1028,12 @@ def safe_name(doc_id, taken):
 # ---------------------------------------------------------------------------- one split
 
 
+NO_UTF8 = re.compile("[\ud800-\udfff]")  # in a file name, or half of a surrogate pair in an id
+
+
 def load(item, args):
     """Return (report, document or None) of an item of read_documents."""
-    read, path, kind, source = item
+    read, path, _, source = item
     report = read if isinstance(read, Report) else Report()
     try:
         document = None if read is report else read(args, report)
@@ -1004,9 +1041,11 @@ def load(item, args):
         return broken(error), None
     except OSError as error:
         return broken(f"{error.filename}: {error.strerror}"), None
+    except UnicodeEncodeError:
+        return broken(f"{path}: half of a surrogate pair; write such characters whole"), None
     if document:
-        own = os.fsencode(document["doc_id"]).decode("utf-8", "replace")  # a file name may be no UTF-8
-        own = f"{source}/{own}" if source and kind in ("conll", "csv") else own  # their ids are running numbers
+        own, source = (each and NO_UTF8.sub("\ufffd", each) for each in (document["doc_id"], source))
+        own = f"{source}/{own}" if source and not is_named(own) else own
         if own != document["doc_id"]:
             document["ids"] = None  # a renamed document's records are, too
         document |= {"doc_id": own, "where": f"{path}: document {own}", "source": source or document["source"]}
@@ -1030,6 +1069,8 @@ def convert(item, args, doc_id=None):
         for record in units(document, args, report):
             add_record(record | origin, made, args, report)
         made["brat"] = to_brat(document) if "brat" in args.to else ()
+        if made["brat"] and document["start"]:
+            report.warn("part of a document", where, f"begins at {document['start']}; its offsets in BRAT, at 0")
     except UnicodeEncodeError:
         return broken(f"{where}: half of a surrogate pair; write such characters whole"), None
     except DataError as error:
@@ -1150,7 +1191,12 @@ class Output:
 @contextmanager
 def writing_folder(path):
     """A folder to fill, by way of `path`.part; what stands at `path` is replaced only if it is ours and untouched."""
-    if os.path.exists(path) and folder_digest(path) != read_sidecar(os.path.join(path, "run.json")).get("digest"):
+    empty = os.path.isdir(path) and not os.listdir(path)
+    if (
+        os.path.exists(path)
+        and not empty
+        and folder_digest(path) != read_sidecar(os.path.join(path, "run.json")).get("digest")
+    ):
         raise DataError(f"{path}: holds other files, or annotations that were edited; choose another --output_dir")
     shutil.rmtree(f"{path}.part", ignore_errors=True)
     os.makedirs(f"{path}.part")
@@ -1184,6 +1230,9 @@ def assign(items, args):
     random.Random(args.seed).shuffle(first)
     edges = [round(len(first) * share) for share in itertools.accumulate(args.split)]
     side = {node: SIDES[bisect_right(edges[:2], i)] for i, node in enumerate(first)}
+    if bare := [name for name, share in zip(SIDES, args.split, strict=True) if share and name not in side.values()]:
+        raise DataError(f"--split: {len(first)} documents of different texts leave {', '.join(bare)} none; give it a "
+                        "larger share, or 0")  # fmt: skip
     return {node: side[nodes[0]] for node, nodes in group.items()}
 
 
@@ -1323,13 +1372,16 @@ def summary(report, args):
         states[state] += n
     whole = states.pop("exact", 0)
     rest = "".join(f", {n:,} {state}" for state, n in states.most_common())
+    lines = ", ".join(f"{name[-1]} {n:,}" for name, n in report.named().items() if name.startswith("lines "))
+    kept = "" if args.unit == "document" and not args.max_tokens else f"; lines left out: {lines}" if lines else ""
+    kept += f"; {counts['long']:,} units longer than --max_tokens" if counts["long"] else ""
     return (
         f"{counts['documents']:,} documents ({counts['left out']:,} left out), {counts['records']:,} records, "
         f"{counts['read']:,} mentions read: "
         f"{counts['entities']:,} in entities ({counts['dropped']:,} dropped, {counts['duplicates']:,} duplicates, "
         f"{counts['repaired']:,} repaired, {counts['other types']:,} of types left out); "
         f"{whole:,} exact in tags{rest} (--overlap {args.overlap} --discontinuous {args.discontinuous}); "
-        f"{counts['cuts']:,} tokens cut and {counts['joins']:,} sentences joined at mention edges"
+        f"{counts['cuts']:,} tokens cut and {counts['joins']:,} sentences joined at mention edges{kept}"
     )
 
 
@@ -1341,7 +1393,7 @@ def parse_args(argv=None):
     add("--output_dir", metavar="DIR", help="where SPLIT.jsonl, SPLIT.iob and SPLIT/ go")
     add("--input_format", choices=["auto", *READERS], default="auto", help="default: %(default)s")
     add("--to", nargs="+", choices=["jsonl", "iob", "brat"], default=["jsonl", "iob"], help="default: jsonl iob")
-    add("--encoding", metavar="NAME", help="of the input (default: UTF-8; of .txt and .ann also UTF-16)")
+    add("--encoding", metavar="NAME", help="of the input (default: UTF-8; of .txt and .ann also UTF-16), but of JSONL")
     add("--split", nargs=3, type=float, metavar="SHARE",
         help="new train, dev and test, by document: --split 0.8 0.1 0.1")  # fmt: skip
     add("--seed", type=int, default=42, help="of --split (default: %(default)s)")
@@ -1412,7 +1464,7 @@ def main(argv=None):
         tags = [{"state": state, "type": type_, "n": n} for (_, state, type_), n in tags]
         with writing(args.report) as out:
             whole = {"counts": report.named(), "tags": tags, "messages": report.messages}
-            out.write(json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
+            out.write(NO_UTF8.sub("\ufffd", json.dumps(whole, ensure_ascii=False, indent=2)) + "\n")
     log(summary(report, args))
     return int(any(level == "error" or args.strict for level, _ in report.kinds))
 

@@ -35,7 +35,8 @@ import random
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from operator import itemgetter
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -76,15 +77,20 @@ BATCH_REQUESTS, BATCH_BYTES = 50_000, 200_000_000  # of one file, at most: OpenA
 
 
 def choose_shots(args, types):
-    """Return the few-shot examples for all texts; DataError where one is a test text, or of a test document."""
+    """Return the few-shot examples for all texts: of those that are no test text, and of no test document."""
     if not args.num_shots:
         return []
-    pool = list(read_records(args.train_file))
+    tests, whole = list(read_records(args.test_file, args.limit)), list(read_records(args.train_file))
+    texts, documents = ({key(record) for record in tests} for key in (text_of, itemgetter("doc_id")))
+    pool = [r for r in whole if text_of(r) not in texts and not (r["doc_id"] in documents and is_named(r["doc_id"]))]
+    if len(pool) < len(whole):
+        log(f"{args.train_file}: {len(whole) - len(pool):,} of {len(whole):,} records are texts of {args.test_file}, "
+            "or of its documents: no examples")  # fmt: skip
     if args.shot_selection != "first":
         random.Random(args.seed).shuffle(pool)
     chosen = pool[: args.num_shots]
     if args.shot_selection == "per_type":  # types in turn, and one text without entities
-        empty = [record for record in pool if not record["entities"]][:1]
+        empty = [record for record in pool if not record["entities"]][: args.num_shots > 1]
         chosen, wanted = [], Counter(dict.fromkeys(types, 0))
         while wanted and len(chosen) < args.num_shots - len(empty):
             rarest = min(wanted, key=wanted.get)
@@ -94,13 +100,17 @@ def choose_shots(args, types):
             chosen += fresh
             wanted.update({e["type"] for r in fresh for e in r["entities"]} & wanted.keys())
         chosen += empty
-    texts = {shot["text"].strip(): shot for shot in chosen}
-    documents = {shot["doc_id"]: shot for shot in chosen if is_named(shot["doc_id"])}
-    for record in read_records(args.test_file, args.limit):
-        if shot := texts.get(record["text"].strip()) or documents.get(record["doc_id"]):
-            raise DataError(f"{args.train_file}: shot {shot['id']!r} is record {record['id']!r} of {args.test_file}, "
-                            "or of its document; take shots from another file")  # fmt: skip
+    if not chosen:
+        raise DataError(f"{args.train_file}: no record that could be an example; take them from another file")
+    if len(chosen) < args.num_shots:
+        log(
+            f"warning: {args.train_file}: {len(chosen)} examples, not {args.num_shots}: there are no more for the types"
+        )
     return chosen
+
+
+def text_of(record):
+    return record["text"].strip()
 
 
 def messages_of(record, types, labels, args):
@@ -110,12 +120,19 @@ def messages_of(record, types, labels, args):
 
 
 def requests_of(record, labels, args):
-    """Yield (types, hash) of each request about a record: for all types or each, and --num_samples times."""
+    """Yield (types, hash) of each request about a record: for all types or each, and --num_samples times.
+
+    An answer of --answers_file has the record's own id for a hash.
+    """
+    if args.answers_file:
+        yield labels, record["id"]
+        return
+    form = args.response_format if args.format in ("json", "spans") else "auto"  # the others have none
     for types in [[type_] for type_ in labels] if args.one_type_per_prompt else [labels]:
         messages = messages_of(record, types, labels, args)
         for sample in range(args.num_samples):
             asked = [args.model, messages, args.temperature, args.max_completion_tokens, args.extra_body,
-                     args.response_format, sample]  # fmt: skip
+                     form, sample]  # fmt: skip
             yield types, hashlib.sha256(to_json(asked).encode("utf-8")).hexdigest()[:32]
 
 
@@ -142,24 +159,28 @@ class Answers:
     def __init__(self, path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.path, self.file, at = path, open(path, "a+b"), 0  # noqa: SIM115 (until the process ends)
-        self.lines, self.used = {}, Counter()  # used: tokens of all lines
+        self.lines, self.used, self.lost = {}, Counter(), defaultdict(Counter)  # tokens: of all lines; of lost answers
         lock(self.file, path)
         self.file.seek(0)
         for raw in self.file:
             try:
+                self.take(json.loads(raw))
+                if not raw.endswith(b"\n"):
+                    self.file.write(b"\n")  # an editor's doing
+            except (ValueError, TypeError, KeyError, AttributeError):
                 if not raw.endswith(b"\n"):
                     self.file.truncate(at)  # killed while it wrote: the next line starts afresh
-                    raise ValueError
-                self.take(json.loads(raw))
-            except (ValueError, TypeError, KeyError):
                 log(f"warning: {path}: the line at byte {at} is cut or broken; what it answered is asked again")
             at += len(raw)
 
     def take(self, line):
         """Keep a line for its hash, and count what it cost; nothing worse replaces an answer."""
+        request, before = line["request"], self.lines.get(line["request"], {})
         self.used.update(line.get("usage") or {})
-        if line.get("answer") or not self.lines.get(line["request"], {}).get("answer"):
-            self.lines[line["request"]] = line
+        better = not before or (not line.get("worse") and (line.get("answer") or not before.get("answer")))
+        self.lines[request], lost = (line, before) if better else (before, line)
+        if lost.get("usage"):
+            self.lost[request].update(lost["usage"])
 
     def add(self, line):
         self.file.write(to_json(line).encode("utf-8") + b"\n")
@@ -287,8 +308,8 @@ class Endpoint:
 
     def refused(self, error, asked_as, messages):
         """(line, what follows from a status that is no 200): None: nothing; -1: another way to ask; else seconds."""
-        status, words = error.status_code, self.words(error, messages)
-        line = {"error": f"{status}: {words}"}
+        status, (words, shown) = error.status_code, self.words(error, messages)
+        line = {"error": f"{status}: {shown}"}
         if (status in (408, 409, 429) or status >= 500) and error.code != "insufficient_quota":  # worth another try
             wait = re.match(r"\d{1,9}(\.\d+)?$", error.response.headers.get("retry-after", ""), re.A)  # not a date
             return line, min(float(wait[0]), PATIENCE) if wait else 0.0
@@ -304,24 +325,25 @@ class Endpoint:
                 log("the server takes max_tokens, not max_completion_tokens")
                 return line, -1
             if len(self.modes) > 1 and FORMAT_WORDS.search(words):
-                log(f"the server does not take response_format {self.modes.pop(0)}: {words}; asking with "
+                log(f"the server does not take response_format {self.modes.pop(0)}: {shown}; asking with "
                     f"{self.modes[0]}")  # fmt: skip
                 return line, -1
             if any("answer" in each for each in self.answers.lines.values()):
                 return line, None  # it took others, in an earlier run
-        raise DataError(f"{host_of(self.args)}: {status}: {words}; no retry can mend that")
+        raise DataError(f"{host_of(self.args)}: {status}: {shown}; no retry can mend that")
 
     def words(self, error, messages):
-        """The server's own words on one line, without the key, and not where they repeat what was sent."""
+        """The server's own words on one line; and what of them may be shown: no key, and nothing that was sent."""
         body = error.body if isinstance(error.body, dict) else {}
         words = body.get("message") or body.get("detail")
         words = words if isinstance(words, str) else error.response.reason_phrase
-        words = " ".join(words.split()).replace(self.client.api_key, "***")[:300]
-        for message in messages:
+        words = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), " ".join(words.split()))
+        words = re.sub(re.escape(self.client.api_key[:8]) + r"\S*", "***", words)[:300]
+        for message in messages[1:]:  # not the task: it may say what the server says
             text = " ".join(message["content"].split())
-            if len(text) > 4 and any(text[i : i + 20] in words for i in range(0, max(1, len(text) - 19), 10)):
-                return "(the server's words repeat the text and are not shown)"
-        return words
+            if len(text) > 4 and any(text[i : i + 12] in words for i in range(max(1, len(text) - 11))):
+                return words, "(the server's words repeat the text and are not shown)"
+        return words, words
 
 
 def line_of(body, messages=()):
@@ -330,7 +352,9 @@ def line_of(body, messages=()):
         choice = body["choices"][0]
         said, refusal = choice["message"].get("content"), choice["message"].get("refusal")
     except (TypeError, LookupError, AttributeError):
-        return {"error": "not the reply of a chat endpoint"}
+        error = body.get("error") if isinstance(body, dict) else None  # its message may repeat the text
+        code = error.get("code") or error.get("type") if isinstance(error, dict) else None
+        return {"error": f"not the reply of a chat endpoint{f', but the error {code}' if code else ''}"}
     if isinstance(said, list):  # parts
         said = "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in said)
     answer = str(said or refusal or "").encode("utf-8", "replace").decode("utf-8")
@@ -362,7 +386,10 @@ async def ask(todo, labels, answers, args):
                     return
                 try:
                     messages = messages_of(record, types, labels, args)
-                    answers.add({"request": request} | await endpoint.ask(types, messages, tokens))
+                    line = {"request": request} | await endpoint.ask(types, messages, tokens)
+                    pair = [each for each in (answers.lines.get(request), line) if each]
+                    ranks = [STATUSES.index(read_answer(record, each, types, args)["status"]) for each in pair]
+                    answers.add(line | ({"worse": True} if ranks[0] < ranks[-1] else {}))
                 except (DataError, OSError) as error:
                     endpoint.stop = endpoint.stop or error
                 bar.update()
@@ -389,7 +416,11 @@ async def batch(todo, labels, answers, args):
                     json.dump(ids, out)
             log(f"{len(todo):,} requests in {len(ids)} batches; --batch status shows them, --batch fetch gets them")
             return None
-        found = [await client.batches.retrieve(id_) for id_ in json.loads(state.read_text(encoding="utf-8"))]
+        try:
+            ids = json.loads(state.read_text(encoding="utf-8"))
+        except ValueError:
+            raise DataError(f"{state}: broken; write the ids of the batches into it, as a JSON list") from None
+        found = [await client.batches.retrieve(id_) for id_ in ids]
         for one in found:
             log(f"{one.id}: {one.status}")
         if args.batch == "status" or any(one.status not in BATCH_ENDED for one in found):
@@ -432,9 +463,11 @@ def given_answers(records, labels, args):
     if lines and lines[0].lstrip().startswith("{"):
         try:
             rows = [json.loads(line) for line in lines if line.strip()]
-            given = {row["id"]: str(row["answer"]) for row in rows}
+            given = {row["id"]: row["answer"] for row in rows}
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{args.answers_file}: not JSON lines with id and answer; mend it") from None
+        if wrong := [name for name, answer in given.items() if not isinstance(answer, str)]:
+            raise DataError(f"{args.answers_file}: the answer of {wrong[0]!r} is no string; give each record one")
     else:
         replies = re.split(r"^######[^\n]*\n", "\n".join([*lines, ""]), flags=re.M)[1:]
         if len(replies) != len(records):
@@ -443,8 +476,9 @@ def given_answers(records, labels, args):
         given = {record["id"]: reply for record, reply in zip(records, replies, strict=True)}
     if given.keys().isdisjoint(record["id"] for record in records):
         raise DataError(f"{args.answers_file}: no answer to any record of {args.test_file}; compare their ids")
-    return {request: {"answer": given[record["id"]]} for record in records if record["id"] in given
-            for _, request in requests_of(record, labels, args)}  # fmt: skip
+    if strange := given.keys() - {record["id"] for record in records}:
+        log(f"warning: {args.answers_file}: {len(strange):,} answers are of no record that is asked about; not used")
+    return {name: {"answer": answer} for name, answer in given.items()}
 
 
 def read_answer(record, line, types, args):
@@ -465,11 +499,13 @@ def agreed(found):
     return [(item, counts[key] / len(found)) for key, item in first.items() if 2 * counts[key] >= len(found)]
 
 
-def predict(record, labels, lines, args):
-    """The prediction record of a record, from the log's lines; None where one is missing."""
-    asked = [(types, lines.get(request)) for types, request in requests_of(record, labels, args)]
+def predict(record, labels, lines, args, used):
+    """The prediction record of a record, from the log's lines, which go into `used`; None where one is missing."""
+    requests = list(requests_of(record, labels, args))
+    asked = [(types, lines.get(request)) for types, request in requests]
     if not all(line for _, line in asked):
         return None
+    used.update((request, line) for (_, request), (_, line) in zip(requests, asked, strict=True))
     parsed = [read_answer(record, line, types, args) for types, line in asked]
     samples = [parsed[i :: args.num_samples] for i in range(args.num_samples)]  # each of all the types
     samples = [(max((part["status"] for part in sample), key=STATUSES.index), sample) for sample in samples]
@@ -485,30 +521,38 @@ def predict(record, labels, lines, args):
     return answered(record, entities, status, dropped, [line for _, line in asked])
 
 
-def finish(records, labels, lines, asked, args, started):
-    """Write the predictions in the records' order, their sidecar, and the last lines; return the exit status."""
-    counts, statuses, reasons, used = Counter(), Counter(), Counter(), Counter()
+def finish(records, labels, lines, asked, args, started, lost=None, earlier=frozenset()):
+    """Write the predictions in the records' order, their sidecar, and the last lines; return the exit status.
+
+    Their cost is that of each of their requests, once, with that of answers which better ones replaced (`lost`); their
+    time, that of this run and, about, that of the `earlier` requests.
+    """
+    counts, statuses, reasons, used, paid = Counter(), Counter(), Counter(), Counter(), {}
 
     def predictions():
         for record in records:
             counts["records"] += 1
-            if pred := predict(record, labels, lines, args):
+            if pred := predict(record, labels, lines, args, paid):
                 counts["entities"] += len(pred["entities"])
                 statuses[pred["status"]] += 1
                 reasons.update(item["reason"] for item in pred["dropped"])
-                used.update(pred["usage"])
                 yield pred
 
     if missing := len(records) - write_jsonl(args.output_file, predictions()):
         counts["missing"] = missing
         log(f"warning: {missing:,} records have no answer and are left out")
+    for request, line in paid.items():
+        used.update(line.get("usage") or {})
+        used.update((lost or {}).get(request) or {})
+    before = sum(line.get("seconds", 0) for request, line in paid.items() if request in earlier)
+    started -= before / args.max_concurrency
     cost = cost_of(used["prompt_tokens"], used["completion_tokens"], args) if args.price else None
     inputs = [path for path in (args.test_file, args.train_file, args.labels_file, args.answers_file) if path]
     write_sidecar(args.output_file, args, inputs, started, ("openai",), model=args.model, counts=counts,
                   statuses=statuses, dropped=reasons, tokens=used, cost=cost, requests=asked["requests"],
                   retries=asked["retries"])  # fmt: skip
     if none := statuses["failed"] == counts["records"]:
-        why = next(line["error"] for line in lines.values() if "error" in line)
+        why = next(line["error"] for line in paid.values() if "error" in line)
         log(f"error: {args.output_file}: no record got an answer ({why}); --retry_failed asks again")
     elif statuses["failed"]:
         log(f"warning: {statuses['failed']:,} records failed; --retry_failed asks again")
@@ -517,8 +561,8 @@ def finish(records, labels, lines, asked, args, started):
     log(f"{args.output_file}: {counts['records']:,} records ({told}), {counts['entities']:,} entities, mentions "
         f"dropped: {lost}")  # fmt: skip
     price = f", cost {cost:.4f}" if args.price else ""
-    log(f"{asked['requests']:,} requests, {asked['retries']:,} retries, {used['prompt_tokens']:,} prompt tokens "
-        f"({used['cached_tokens']:,} cached), {used['completion_tokens']:,} of answers{price}, "
+    log(f"{asked['requests']:,} requests now, {asked['retries']:,} retries; for all answers {used['prompt_tokens']:,} "
+        f"prompt tokens ({used['cached_tokens']:,} cached), {used['completion_tokens']:,} of answers{price}, "
         f"{time.time() - started:.1f} s")  # fmt: skip
     return int(none)
 
@@ -591,15 +635,18 @@ def parse_args(argv=None):
 def check_args(args, parser):
     """Refuse, as usage errors, numbers that mean nothing, and flags that don't go together."""
     least = {"num_samples": 1, "max_concurrency": 1, "max_retries": 0, "num_shots": 0, "limit": 1, "rpm": 1e-6,
-             "timeout": 1e-6, "max_completion_tokens": 1, "max_cost": 0, "seed": 0}  # fmt: skip
+             "timeout": 1e-6, "max_completion_tokens": 1, "max_cost": 0, "seed": 0, "temperature": 0}  # fmt: skip
     for name, low in least.items():
-        if getattr(args, name) is not None and not getattr(args, name) >= low:
+        if getattr(args, name) is not None and not low <= getattr(args, name) < float("inf"):
             parser.error(f"--{name}: {'more than 0' if low == 1e-6 else f'at least {low}'}")
     several = args.num_samples > 1 or args.one_type_per_prompt or args.batch
     inputs = (args.test_file, args.train_file, args.answers_file, args.labels_file, args.instruction_file)
     for wrong, what in (
         (re.match("[^/]*//[^/]*@", args.base_url or ""), "--base_url: no name or password in it; a key belongs in the "
                                                          "variable of --api_key_env"),
+        (args.base_url and not re.match("https?://", args.base_url), "--base_url begins with http:// or https://"),
+        (not re.fullmatch(r"[A-Za-z_]\w*", args.api_key_env), "--api_key_env: the name of a variable, not the key"),
+        (not all(0 <= price < float("inf") for price in args.price or ()), "--price: at least 0"),
         (not (args.model or args.dry_run or args.answers_file), "--model: name the model to ask"),
         (args.num_shots and not args.train_file, "--num_shots: give the --train_file that they come from"),
         (args.alignment == "position" and args.format != "iob", "--alignment position is for --format iob"),
@@ -635,10 +682,11 @@ def main(argv=None):
     if not state.exists() and args.batch in ("status", "fetch"):
         raise DataError(f"{state}: no batch is under way; --batch submit starts one")
     todo, counts = pending(records, labels, answers.lines, args), Counter()
+    earlier = frozenset(answers.lines)
     if answers.lines:
         log(f"{answers.path}: holds {len(answers.lines):,} answers (of any parameters); {len(todo):,} requests "
             "are left to make")  # fmt: skip
-    if todo or args.batch:
+    if todo or args.batch in ("status", "fetch"):
         import openai
 
         try:
@@ -647,7 +695,9 @@ def main(argv=None):
             why = getattr(error, "status_code", type(error).__name__)
             stop = f"{host_of(args)}: {why}; try again" if isinstance(error, openai.APIError) else error
             raise DataError(f"{stop} ({len(answers.lines):,} answers are kept in {answers.path})") from None
-    return 0 if counts is None else finish(records, labels, answers.lines, counts, args, started)
+    if counts is None:
+        return 0
+    return finish(records, labels, answers.lines, counts, args, started, answers.lost, earlier)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def check_record(record):
     if type(record["start"]) is not int or record["start"] < 0:
         raise ValueError('"start" must be a whole number, the character at which the text begins in its document')
     other = record.get("other", [])
-    if not isinstance(other, list) or any(not isinstance(line, str) or {"\n", "\r"} & set(line) for line in other):
+    if not isinstance(other, list) or any(not isinstance(line, str) or "\n" in line for line in other):
         raise ValueError('"other" must hold lines of a BRAT file')
     if {"tokens", "offsets", "tags", "pretokenized"} & record.keys():
         check_tokens(record)
@@ -292,7 +292,7 @@ def check_record(record):
         record["entities"] = spans_to_entities(spans, record.get("offsets"), record["text"])
     for entity in record["entities"]:
         check_entity(entity, record["text"])
-    if {"answer", "status", "dropped"} & record.keys():
+    if {"shots", "passages", "answer", "status", "dropped"} & record.keys():
         check_answer(record)
 
 
@@ -302,7 +302,14 @@ REASONS = ("not_in_text", "leaked", "unknown_type", "surplus")  # why a mention 
 
 
 def check_answer(record):
-    """Raise ValueError where what an LLM said, and what became of it, is not as it must be."""
+    """Raise ValueError where what an LLM is shown, what it said, or what became of it, is not as it must be."""
+    for shot in record.get("shots", ()):
+        if isinstance(shot, dict):
+            shot.setdefault("id", "shot")
+        check_record(shot)
+    for passage in record.get("passages", ()):
+        if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
+            raise ValueError('"passages" must hold objects with a "text"')
     answer, dropped = record.get("answer") or "", record.get("dropped", [])
     if record.get("status", "ok") not in STATUSES:
         raise ValueError(f'"status" must be one of {", ".join(STATUSES)}')
@@ -364,7 +371,7 @@ def check_tokens(record):
         same = [text[start:end] for start, end in offsets] == tokens
     except ValueError:  # not pairs
         raise TypeError from None
-    if not same or "" in tokens:
+    if not same or "" in tokens or min(chain.from_iterable(offsets), default=0) < 0:
         raise ValueError('"tokens" are not what stands in "text" at "offsets"')
     for start, end in (*offsets, (len(text), None)):
         if start != last and not text[last:start].isspace():  # empty where this token begins before the last one ends

@@ -437,6 +437,31 @@ def test_cut_refused_and_unread_answers_are_told_apart(cli, served, tmp_path):
     assert len(server.bodies) == 10 and [r["status"] for r in read_records(out)] == ["ok"] * 6
 
 
+def test_what_is_asked_again_is_no_worse_and_its_cost_is_told(cli, served, tmp_path):
+    """A refusal does not replace a cut answer; all answers were paid for, each text once, and took their time."""
+    path, answers = corpus_of(tmp_path, 4)
+    records = list(read_records(path))
+    write_jsonl(path, [*records, records[0] | {"id": "twin"}])
+    cut = dict.fromkeys(answers, ('{"SIGN": ["fever"], "SYMPTOM": ["joi', "length", 64))
+    server, out = served(cut, delay=0.2), tmp_path / "p.jsonl"
+    found, flags = [], ("--price", 1e6, 1e6, "--max_concurrency", 1)
+    for said in (cut, dict.fromkeys(answers, "I'm sorry, I cannot help with that."), answers):
+        server.answers = said
+        done = prompt(cli, path, out, server, *flags, "--retry_failed")
+        assert done.returncode == 0, done.stderr
+        info = json.loads((tmp_path / "p.jsonl.run.json").read_text())
+        found.append(({r["status"] for r in read_records(out)}, info["requests"], info["cost"], info["seconds"] > 0.8))
+    assert [each[0] for each in found] == [{"truncated"}, {"truncated"}, {"ok"}]
+    assert [each[1] for each in found] == [4, 4, 4] and all(each[3] for each in found)
+    lines = map(json.loads, Path(f"{out}.answers.jsonl").read_text().splitlines())
+    whole = sum(line["usage"][name] for line in lines for name in ("prompt_tokens", "completion_tokens"))
+    assert found[2][2] == pytest.approx(whole) and found[0][2] < found[1][2] < found[2][2]
+    before = found[2][2], info["seconds"]
+    done = prompt(cli, path, out, server, *flags)
+    info = json.loads((tmp_path / "p.jsonl.run.json").read_text())
+    assert "0 requests now" in done.stderr and info["cost"] == before[0] and info["seconds"] > 0.7
+
+
 def test_votes(cli, served, tmp_path):
     path, answers = corpus_of(tmp_path, 3)
     turns = Counter()
@@ -472,7 +497,7 @@ def test_one_type_a_prompt_shots_and_cost(cli, served, rare_en, tmp_path):
     assert "cost" in shown.stderr and not (tmp_path / "q.jsonl").exists() and len(server.bodies) == 8
     leak = cli("ner_prompt_openai.py", "--test_file", rare_en / "train.jsonl", "--output_file", tmp_path / "l.jsonl",
                "--train_file", rare_en / "train.jsonl", "--num_shots", 2, "--dry_run")  # fmt: skip
-    assert leak.returncode == 1 and "take shots from another file" in leak.stderr
+    assert leak.returncode == 1 and "take them from another file" in leak.stderr
     for name in ("train", "test"):  # IOB that names no documents: both files have a "#0", which says nothing
         (tmp_path / f"{name}.iob").write_text(f"Fever\tB-SIGN\nin\tO\n{name}\tO\n", encoding="utf-8")
     same = cli("ner_prompt_openai.py", "--test_file", tmp_path / "test.iob", "--output_file", tmp_path / "l.jsonl",
@@ -484,6 +509,63 @@ def test_one_type_a_prompt_shots_and_cost(cli, served, rare_en, tmp_path):
     assert done.returncode == 1 and "--max_cost 0.001" in done.stderr and len(server.bodies) == 8
     assert prompt(cli, path, tmp_path / "c.jsonl", server, "--price", 1, 2, "--max_cost", 1).returncode == 0
     assert len(server.bodies) == 40
+
+
+def test_examples_are_no_test_texts_and_what_is_missing_is_said(cli, tmp_path):
+    """A line that train and test share is no reason to stop; it is no example, and so is no text of a test document."""
+    fever = {"start": 0, "end": 5, "type": "SIGN"}
+    train = [{"id": "a:0", "doc_id": "a", "text": "Fever was seen.", "entities": [fever]},
+             {"id": "b:0", "doc_id": "b", "text": "References", "entities": []},
+             {"id": "b:1", "doc_id": "b", "text": "Fever was not.", "entities": [fever]},
+             {"id": "b:2", "doc_id": "b", "text": "Nothing else.", "entities": []}]  # fmt: skip
+    write_jsonl(tmp_path / "train.jsonl", train)
+    write_jsonl(
+        tmp_path / "test.jsonl",
+        [
+            {"id": "t", "doc_id": "t", "text": "References", "entities": []},
+            {"id": "a:1", "doc_id": "a", "text": "Fever again.", "entities": [fever]},
+        ],
+    )
+
+    def shown(*flags):
+        done = cli("ner_prompt_openai.py", "--test_file", tmp_path / "test.jsonl", "--train_file", tmp_path /
+                   "train.jsonl", "--output_file", tmp_path / "o.jsonl", "--dry_run", *flags)  # fmt: skip
+        assert done.returncode == 0 and "2 of 4 records are texts of" in done.stderr, done.stderr
+        return done.stdout.split("--- user")[1:-1], done.stderr
+
+    (one,), said = shown("--num_shots", 1)
+    assert "Fever was not." in one and "warning" not in said  # one alone shows a mention
+    shots, said = shown("--num_shots", 9)
+    assert len(shots) == 2 and "Nothing else." in shots[1] and "2 examples, not 9" in said
+
+
+def test_a_given_answer_is_of_its_own_record(cli, tmp_path):
+    write_jsonl(tmp_path / "t.jsonl", [{"id": name, "text": "Fever and fever.", "entities": []} for name in "ab"])
+    (tmp_path / "labels.json").write_text('{"SIGN": ""}')
+    rows = [{"id": "a", "answer": '{"SIGN": ["Fever"]}'}, {"id": "b", "answer": "{}"}, {"id": "c", "answer": "{}"}]
+
+    def given(rows):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = {"--test_file": "t.jsonl", "--answers_file": "a.jsonl", "--labels_file": "labels.json"}
+        flags = [part for flag, name in files.items() for part in (flag, tmp_path / name)]
+        return cli("ner_prompt_openai.py", *flags, "--output_file", tmp_path / "p.jsonl")
+
+    done = given(rows)
+    assert done.returncode == 0 and "1 answers are of no record" in done.stderr, done.stderr
+    assert [len(record["entities"]) for record in read_records(tmp_path / "p.jsonl")] == [1, 0]
+    done = given([*rows, {"id": "b", "answer": None}])
+    assert done.returncode == 1 and "the answer of 'b' is no string" in done.stderr
+
+
+def test_examples_that_are_none_are_one_line(cli, tmp_path):
+    for number, more in enumerate(('"shots": [{}]', '"shots": "x"', '"shots": null', '"passages": [{}]',
+                                   '"passages": "abc"', '"shots": [{"text": "a", "entities": [{"start": 0, "end": 9, '
+                                   '"type": "X"}]}]')):  # fmt: skip
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(f'{{"id": "a", "text": "Fever.", "tags": ["B-X", "O"], "tokens": ["Fever", "."], {more}, '
+                        '"offsets": [[0, 5], [5, 6]]}')  # fmt: skip
+        done = cli("ner_prompt_openai.py", "--test_file", path, "--output_file", tmp_path / "o", "--dry_run")
+        assert done.returncode == 1 and done.stderr.startswith(f"error: {path}:1: "), (more, done.stderr)
 
 
 def test_texts_stay_here_unless_they_may_leave(cli, served, tmp_path):
@@ -553,7 +635,9 @@ def test_table_3_from_the_published_answers(cli, corpus, tmp_path):
     ("--model", "m", "--max_cost", "1"), ("--answers_file", "a", "--num_samples", "2"),
     ("--model", "m", "--extra_body", "[]"), ("--model", "m", "--extra_body", "{"),
     ("--model", "m", "--max_concurrency", "0"), ("--model", "m", "--limit", "0"), ("--model", "m", "--rpm", "-5"),
-    ("--model", "m", "--timeout", "nan"),
+    ("--model", "m", "--timeout", "nan"), ("--model", "m", "--price", "nan", "1"),
+    ("--model", "m", "--temperature", "nan"),
+    ("--model", "m", "--base_url", "localhost:8000/v1"), ("--model", "m", "--api_key_env", "sk-proj-1234"),
 ])  # fmt: skip
 def test_usage_errors(cli, args):
     done = cli("ner_prompt_openai.py", "--test_file", "t.jsonl", "--output_file", "o.jsonl", *args)
@@ -738,6 +822,14 @@ def test_servers_that_repeat_the_text_are_not_quoted(cli, served, tmp_path):
     server = served(answers, refuse=lambda body: (422, {"detail": f"bad input: {body['messages'][-1]['content']}"}))
     done = prompt(cli, path, tmp_path / "p.jsonl", server)
     assert done.returncode == 1 and "fever" not in done.stderr and "repeat the text" in done.stderr
+    (tmp_path / "ru.jsonl").write_text('{"id": "a", "text": "Пациент Иванов", "entities": []}')
+    (tmp_path / "labels.json").write_text('{"SIGN": ""}')
+    for words in (json.dumps("Пациент Иванов жалуется"), "near: Пациент Иван", "key: " + KEY[:12]):
+        server = served({}, refuse=lambda body, words=words: (422, {"detail": f"bad input {words}"}))
+        done = prompt(cli, tmp_path / "ru.jsonl", tmp_path / "q.jsonl", server, "--labels_file", tmp_path /
+                      "labels.json", OPENAI_API_KEY=KEY)  # fmt: skip
+        assert done.returncode == 1 and "\\u04" not in done.stderr and "Иван" not in done.stderr, done.stderr
+        assert KEY[:9] not in done.stderr and ("bad input key: ***" in done.stderr) == words.startswith("key")
 
 
 def test_nothing_worse_replaces_an_answer_and_money_under_way_counts(tmp_path):
@@ -746,7 +838,10 @@ def test_nothing_worse_replaces_an_answer_and_money_under_way_counts(tmp_path):
     for line in ({"answer": "{}", "usage": {"prompt_tokens": 100_000}}, {"error": "500"}, {"answer": ""}):
         answers.add({"request": "a"} | line)
     answers.file.close()
+    with open(tmp_path / "log.jsonl", "a") as file:  # what is no answer; and a line whose end an editor took
+        file.write('[1]\nnull\n{"request": "b", "answer": "{}"}')
     again = script.Answers(tmp_path / "log.jsonl")
+    assert again.lines["b"] and (tmp_path / "log.jsonl").read_text().endswith('"answer": "{}"}\n')
     assert answers.lines["a"]["answer"] == again.lines["a"]["answer"] == "{}"
     endpoint = script.Endpoint(script.parse_args(flags), again)
     endpoint.reserve([], 500_000)
