@@ -459,7 +459,8 @@ def csv_cells(path, rows, columns, lists):
     """Yield {use: cell} of each row; an error where a quote that is not doubled joined rows, or parted a cell."""
     for row in rows:
         if None in row or (not lists and any("\n" in (cell or "") for cell in row.values())):
-            raise DataError(f"{path}:{rows.line_num}: more cells than columns, or a line end in one; quote a cell that "
+            begins = rows.line_num - sum(str(cell).count("\n") for cell in row.values())
+            raise DataError(f"{path}:{begins}: more cells than columns, or a line end in one; quote a cell that "
                             "holds quotes or commas, and double the quotes in it")  # fmt: skip
         yield {use: row.get(name) or "" for use, name in columns.items()} | {"line": rows.line_num}
 

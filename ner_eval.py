@@ -324,7 +324,7 @@ def check_ends(systems, args):
             remedy = "convert it with brat2iob.py, or use --scheme lenient"
             log(f"warning: {path}: {lenient - strict:,} entities are none in strict IOB2 (IOB1, IOBES?); {remedy}")
     known = {type_ for system in systems for pair in system.rows for type_ in pair}
-    for type_ in sorted(set(args.types or ()) - known) if "entity" in args.levels else ():
+    for type_ in sorted(set(args.types or ()) - known):
         log(f"warning: --types: neither gold nor a prediction has {type_!r}; check how it is written")
 
 

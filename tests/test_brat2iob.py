@@ -1042,6 +1042,102 @@ def test_a_split_is_by_document_and_by_text(cli, tmp_path):
     assert info["counts"]["records"] == len(runs[0]["dev"])
 
 
+def test_a_split_leaves_no_part_without_a_document(cli, tmp_path):
+    write(tmp_path, {"s.jsonl": lines(*({"id": f"d{i}", "text": f"Case {i}."} for i in range(5)))})
+    command = ["brat2iob.py", "--input", tmp_path / "s.jsonl", "--output_dir", tmp_path / "o", "--split"]
+    done = cli(*command, 0.8, 0.1, 0.1)
+    assert done.returncode == 1 and "leave dev none" in errors(done)[0] and not outputs(tmp_path / "o")
+    assert cli(*command, 0.6, 0.2, 0.2).returncode == 0 and cli(*command, 1, 0, 0).returncode == 0
+
+
+def test_a_named_document_of_two_files_is_on_one_side_of_a_split(tmp_path):
+    parts = {f"{file}.conll": "".join(f"-DOCSTART- (P{i})\n\n{file}{i}\tB-X\n\n" for i in range(20)) for file in "ab"}
+    write(tmp_path, parts)
+    inputs = [str(tmp_path / name) for name in parts]
+    split = ["--split", "0.5", "0.25", "0.25"]
+    assert brat2iob.main(["--input", *inputs, *split, "--output_dir", str(tmp_path / "o"), "--to", "jsonl"]) == 0
+    sides = [{r["doc_id"].split("~")[0] for r in read_records(tmp_path / "o" / f"{side}.jsonl")}
+             for side in brat2iob.SIDES]  # fmt: skip
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 20
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.csv", 'Token,Tag,File\na,O,f\n",O,f\nFever,B-X,f\n",O,f\nend,O,f\n', "a.csv:3: more cells"),
+    ("a.csv", "Token,Tag,Sentence_Num\nFever,B-X,1,extra\nis,O,1\n", "a.csv:2: more cells"),
+    ("a.json", '{"documents":[{"id":"\\ud800","passages":[{"offset":0,"text":"Fever"}]}]}', None),
+    ("a.jsonl", '{"id":"\\ud800","tokens":["a"],"ner_tags":["O"]}', None),
+    ("a.jsonl", '{"file_name":"r1.tsv","sentence_id":0,"text":"Fever \\ud800 now","entities":[{"entity_id":"1",'
+     '"entity_type":"X","start":0,"end":4,"entity_text":"Fever"}]}', "half of a surrogate pair"),
+    ("a.json", '[{"documents":[{"id":"1","passages":[{"offset":0,"text":"Fever"}]}]}]', None),
+    ("a.jsonl", '{"id":"a","text":"Fever here.","entities":[],"passages":[{"id":"k","text":"K.","score":1}]}', None),
+])  # fmt: skip
+def test_what_once_was_lost_or_no_one_line(cli, tmp_path, name, content, said):
+    """None: it is read, as PubMed Central's arrays of one collection, and what ner_rag.py writes."""
+    write(tmp_path, {name: content})
+    done = cli("brat2iob.py", "--input", tmp_path / name, "--output_dir", tmp_path / "o")
+    assert (done.returncode, bool(errors(done))) == ((1, True) if said else (0, False)), done.stderr
+    assert said is None or said in errors(done)[0]
+    assert said or "1 documents (0 left out)" in done.stderr
+
+
+def test_names_that_no_file_can_have(cli, tmp_path):
+    """Long ones in any script, folders that are called as what is being written, and files of a folder of no UTF-8."""
+    ids = ["疾" * 100, "a.txt.part/b", "a"]
+    write(tmp_path, {"n.jsonl": lines(*({"id": name, "text": "Fever here."} for name in ids))})
+    (tmp_path / "o" / "n").mkdir(parents=True)  # empty, so nothing to lose
+    done = cli("brat2iob.py", "--input", tmp_path / "n.jsonl", "--output_dir", tmp_path / "o", "--to", "brat")
+    assert done.returncode == 0 and len(list((tmp_path / "o").rglob("*.ann"))) == 3, done.stderr
+    (tmp_path / "b").mkdir()
+    Path(os.fsdecode(bytes(tmp_path / "b") + b"/\xff.txt")).write_text("Fever.")
+    write(tmp_path / "b", DOCUMENT)
+    done = cli("brat2iob.py", "--input", tmp_path / "b", "--output_dir", tmp_path / "q", "--report", tmp_path / "r")
+    assert done.returncode == 0 and not errors(done), done.stderr
+    assert "no .ann beside it" in (tmp_path / "r").read_text(encoding="utf-8")
+
+
+def test_what_of_a_folder_is_not_read_is_said(cli, tmp_path):
+    good = {"train.jsonl": lines({"id": "a", "text": "Fever."})}
+    write(
+        tmp_path / "f", good | {"dev.jsonl": "", "test.jsonl": '{"id": "x", "txt": "y"}', "dryrun.json": "{}", "x": ""}
+    )
+    for flags in ((), ("--input_format", "jsonl")):
+        done = cli("brat2iob.py", "--input", tmp_path / "f", "--output_dir", tmp_path / "o", *flags)
+        warned = [line for line in done.stderr.splitlines() if "no format this script knows" in line]
+        assert done.returncode == 0 and len(warned) == 2 and "dev.jsonl" in warned[0] and "test.jsonl" in warned[1]
+
+
+def test_tagged_records_of_a_document_are_one_document_of_brat(tmp_path):
+    """Predictions on IOB files, say: each record begins at 0. Of a part of a document it is said where it begins."""
+    write(tmp_path, {"g.iob": "-DOCSTART- (D1)\n\nFever\tB-X\n.\tO\n\nNo\tO\ncough\tB-X\n"})
+    records = list(read_records(tmp_path / "g.iob"))
+    assert [record["start"] for record in records] == [0, 0]
+    part = {"id": "D:5", "doc_id": "D", "start": 9, "text": "a"}
+    write(tmp_path, {"p.jsonl": lines(*records), "q.jsonl": lines(part)})
+    args = ["--input", tmp_path / "p.jsonl", tmp_path / "q.jsonl", "--output_dir", tmp_path / "o", "--to", "brat",
+            "--report", tmp_path / "r"]  # fmt: skip
+    assert brat2iob.main(list(map(str, args))) == 0
+    assert (tmp_path / "o" / "p" / "D1.txt").read_text() == "Fever . No cough"
+    assert (tmp_path / "o" / "p" / "D1.ann").read_text() == "T1\tX 0 5\tFever\nT2\tX 11 16\tcough\n"
+    (message,) = json.loads((tmp_path / "r").read_text())["messages"]
+    assert message["kind"] == "part of a document" and "begins at 9" in message["what"]
+
+
+def test_lines_keys_and_long_units_that_are_left_out_are_counted(cli, tmp_path):
+    """And a lone CR within an .ann line is read again from JSONL."""
+    ann = "T1\tX 0 5\tFever\nT2\tX 6 10\there\nR1\tR Arg1:T1 Arg2:T2\t\n#1\tAnnotatorNotes T1\tfoo\rbar\n"
+    write(tmp_path / "c", {"a.txt": "Fever here and there and everywhere.", "a.ann": ann})
+    command = ["brat2iob.py", "--to", "jsonl", "brat", "--input"]
+    done = cli(*command, tmp_path / "c", "--output_dir", tmp_path / "o", "--max_tokens", 3)
+    assert "lines left out: R 1, # 1; 1 units longer than --max_tokens" in done.stderr
+    done = cli(*command, tmp_path / "c", "--output_dir", tmp_path / "p", "--unit", "document")
+    assert done.returncode == 0 and "lines left out" not in done.stderr
+    done = cli(*command, tmp_path / "p" / "c.jsonl", "--output_dir", tmp_path / "q", "--unit", "document")
+    assert done.returncode == 0 and (tmp_path / "q" / "c" / "a.ann").read_bytes() == ann.encode()
+    write(tmp_path, {"s.jsonl": lines({"id": "a", "text": "Fever.", "answer": "{}", "status": "ok"})})
+    done = cli(*command, tmp_path / "s.jsonl", "--output_dir", tmp_path / "q")
+    assert done.returncode == 0 and "document a: answer, status: not copied" in done.stderr
+
+
 def test_workers_change_no_byte(cli, tmp_path, rare_en):
     for n in (1, 2):
         args = [

@@ -28,7 +28,7 @@ from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 
 import ner_eval
-from utils import fragments, iob_record
+from utils import fragments, iob_record, render_answer
 
 LEVELS = ("entity", "token", "semeval")
 
@@ -693,6 +693,9 @@ def test_missing_predictions(cli, file):
     done = cli("ner_eval.py", "--gold", gold, "--pred", pred)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {pred}: no prediction for record 'a' of {gold}:1; ")
+    command = f"'{sys.executable}' '{ROOT}/ner_eval.py' --gold <(cat '{gold}') --pred '{pred}'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)  # a pipe is not read again
+    assert done.returncode == 1 and re.search("no prediction for record 'a' of /dev/fd/[0-9]+; ", done.stderr)
     report = evaluate(cli, "--gold", gold, "--pred", pred, "--allow_missing")
     scores = report["systems"]["pred.jsonl"]
     assert scores["entity"]["micro"]["fn"] == 3 and scores["semeval"]["type"]["MIS"] == 3
@@ -1463,8 +1466,27 @@ def test_strict_warns_of_predictions_that_are_no_iob2(cli, file):
     gold, pred = file("g.iob", "a\tB-S\n\nb\tO\n"), file("p.iob", "a\tS-S\n\nb\tO\n")
     done = cli("ner_eval.py", "--gold", gold, "--pred", pred)
     assert f"warning: {pred}: 1 entities are none in strict IOB2 (IOB1, IOBES?)" in done.stderr
-    assert "warning: --types: neither gold nor a prediction has 'T'" in cli(
-        "ner_eval.py", "--gold", gold, "--pred", gold, "--types", "S", "T").stderr  # fmt: skip
+    for level in "entity", "token":
+        assert "warning: --types: neither gold nor a prediction has 'T'" in cli(
+            "ner_eval.py", "--gold", gold, "--pred", gold, "--types", "S", "T", "--level", level).stderr  # fmt: skip
+
+
+def test_own_offsets_of_a_mention_in_fragments_are_right(cli, file):
+    entity = {"start": 0, "end": 24, "type": "S", "text": "joint pain knees", "fragments": [[0, 10], [19, 24]]}
+    record = {"id": "a", "text": "joint pain in both knees", "entities": [entity]}
+    answer = render_answer(record, ["S"], "spans")
+    pred = record | {"answer": answer, "status": "ok", "dropped": []}
+    report = evaluate(cli, "--gold", file("g.jsonl", [record]), "--pred", file("p.jsonl", [pred]))
+    found = report["systems"]["p.jsonl"]["generation"]
+    assert (found["own_offsets"], found["boundary_accuracy"], found["f1_of_parsed"]) == (1, 1.0, 1.0)
+
+
+def test_a_sidecar_that_is_absurd_is_none(cli, file):
+    gold = file("g.jsonl", GOLD)
+    for seconds in ("1e308", "1" + 400 * "0"):
+        file("g.jsonl.run.json", f'{{"seconds": {seconds}, "counts": {{"records": 2}}}}')
+        done = cli("ner_eval.py", "--gold", gold, "--pred", gold, "--format", "json")
+        assert done.returncode == 0 and "seconds_per_1000" not in done.stdout, done.stderr
 
 
 def test_types_named_as_the_margins_the_means_or_an_escape(cli, file):

@@ -287,6 +287,7 @@ ENTITY = '{"id": "a", "text": "abc def", "entities": [%s]}'
         ('{"id": "a", "text": "x", "pretokenized": true}', "tokens"),
         ('{"id": "a", "text": "x y", "tokens": ["x"], "offsets": [[0, 1]]}', "cover"),
         ('{"id": "a", "text": "x", "tokens": ["y"], "offsets": [[0, 1]]}', "not what stands"),
+        ('{"id": "a", "text": "x ", "tokens": ["x"], "offsets": [[0, -1]]}', "not what stands"),
         ('{"id": "a", "text": "xy", "tokens": ["y", "x"], "offsets": [[1, 2], [0, 1]]}', "out of order"),
         ('{"id": "a", "text": "x", "tokens": ["x"], "offsets": [[0, 1]], "tags": []}', "tags"),
         ('{"id": "a", "text": "x", "tokens": ["x"], "offsets": [[0, 1]], "tags": [""]}', "empty tag"),
