@@ -632,7 +632,8 @@ def predict_file(path, model, chat, labels, stored, identity, args):
     gold = warn_unseen(path, read_records(path, args.limit), labels, say)
     records = (without_gold(record, "shots", "passages") for record in gold)
     asks = list(asks_of(records, labels, chat, args, stored.get("longest_answer")))
-    lines = answer(asks, model, chat, identity, f"{output}.answers.jsonl", args)
+    lines, before = answer(asks, model, chat, identity, f"{output}.answers.jsonl", args)
+    begun -= before  # so that a killed run's time is counted, too
     if not here().is_main_process:
         return
 
@@ -653,8 +654,9 @@ def predict_file(path, model, chat, labels, stored, identity, args):
 
 
 def answer(asks, model, chat, identity, path, args):
-    """Return the lines of the log of raw answers, one for each ask; what is missing is asked and appended.
+    """Return the lines of the log of raw answers, one for each ask, and the seconds that those there before took.
 
+    What is missing is asked and appended.
     Each process appends its share; the first one holds a lock, so that no second run writes there.
     """
     from tqdm import tqdm
@@ -680,7 +682,8 @@ def answer(asks, model, chat, identity, path, args):
             bar.update()
         here().wait_for_everyone()
     lines = read_answers(path)
-    return [lines[key] for key in keys]
+    before = sum(lines[keys[number]].get("seconds", 0) for number in done)
+    return [lines[key] for key in keys], before / here().num_processes
 
 
 def read_answers(path):

@@ -596,6 +596,17 @@ def test_types_that_are_not_asked_for_are_a_warning_with_their_count(trained, cl
     assert done.returncode == 0 and "1 entities of types that the model does not predict: NEVER" in done.stderr
 
 
+def test_what_was_answered_before_took_its_time(trained, eight, cli, tmp_path):
+    command = [SCRIPT, "--model", trained[0], "--test_file", eight, "--limit", 2, "--output_dir", tmp_path]
+    assert cli(*command).returncode == 0
+    (log,) = tmp_path.glob("*.answers.jsonl")
+    slow = [json.dumps(json.loads(line) | {"seconds": 500.0}) for line in log.read_text().splitlines()]
+    log.write_text("\n".join(slow) + "\n")
+    done = cli(*command)
+    (sidecar,) = tmp_path.glob("*.pred.jsonl.run.json")
+    assert done.returncode == 0 and 1000 < json.loads(sidecar.read_text())["seconds"] < 1100
+
+
 def test_an_adapter_of_another_base_is_one_line(base, eight, words, cli, tmp_path):
     out, other = tmp_path / "adapter", save_model(tmp_path / "other", byte_level(words[:3], CHAT), layers=1)
     assert cli(SCRIPT, "--model", base, "--train_file", eight, "--output_dir", out, *QUICK).returncode == 0
