@@ -57,7 +57,6 @@ from utils import (
     iob_lines,
     iob_record,
     is_iob,
-    is_named,
     log,
     read_iob,
     read_jsonl,
@@ -311,7 +310,7 @@ def rows_document(lines, columns, args, report):
         if text:
             texts += text
         elif columns == PUBTATOR and len(cells) in (4, 5) and cells[1][:1].isalpha():
-            report.counts["lines R"] += 1
+            report.counts["relations"] += 1
         else:
             with fields(where):
                 start, end, reference, type_ = (cells[column] for column in columns)
@@ -359,7 +358,7 @@ def bioc_document(path, document, args, report):
     """Passages, or their sentences, one after the other; each annotation belongs to the passage of its offset."""
     parts, bases = [], []
     with fields(f"{path}: document {document.get('id') if isinstance(document, dict) else '?'}"):
-        report.counts["lines R"] += len(document.get("relations") or ())
+        report.counts["relations"] += len(document.get("relations") or ())
         notes = [(None, each) for each in document.get("annotations") or ()]
         for passage in sorted(document["passages"], key=offset_of):
             base, text, sentences = offset_of(passage), "", sorted(passage.get("sentences") or (), key=offset_of)
@@ -458,11 +457,12 @@ def read_csv(path, args):
 def csv_cells(path, rows, columns, lists):
     """Yield {use: cell} of each row; an error where a quote that is not doubled joined rows, or parted a cell."""
     for row in rows:
-        if None in row or (not lists and any("\n" in (cell or "") for cell in row.values())):
+        cells, over = {use: row.get(name) or "" for use, name in columns.items() if name}, row.get(None, ())
+        if any(over) or (not lists and any("\n" in cell and "," in cell for cell in cells.values())):
             begins = rows.line_num - sum(str(cell).count("\n") for cell in row.values())
-            raise DataError(f"{path}:{begins}: more cells than columns, or a line end in one; quote a cell that "
-                            "holds quotes or commas, and double the quotes in it")  # fmt: skip
-        yield {use: row.get(name) or "" for use, name in columns.items()} | {"line": rows.line_num}
+            raise DataError(f"{path}:{begins}: more cells than columns, or rows in one cell; quote a cell that holds "
+                            "quotes or commas, and double the quotes in it")  # fmt: skip
+        yield dict.fromkeys(columns, "") | cells | {"line": rows.line_num}
 
 
 def token_document(where, doc_id, units_, args, report):
@@ -595,7 +595,7 @@ def one_file(path, kind):
 
 SIDECAR = re.compile(r"(^|\.)run\.json$")
 DATA = re.compile(
-    r"(?<!_entities)(?<!_relations)(?<!_gold_standard)\.(jsonl|csv|tsv|iob2?|conll|bio|xml)(\.gz)?$", re.I
+    r"(?<!_entities)(?<!_relations)(?<!_gold_standard)(?<!\.answers)\.(jsonl|csv|tsv|iob2?|conll|bio|xml)(\.gz)?$", re.I
 )
 
 
@@ -663,7 +663,8 @@ def parted(path):
 
 CONTENTS = {  # formats by the first characters of a file; the first that matches
     "pubtator": TITLE.pattern,
-    "bioc": r'<\?xml|<!DOCTYPE|<collection|\[?\s*\{(?:(?!"text"\s*:).){,4096}"(?:passages|documents)"\s*:',
+    "bioc": r"<\?xml|<!DOCTYPE|<collection|"
+    r'\[?\s*\{.{,4096}"(?:documents"\s*:|passages"\s*:.{,4096}"offset"\s*:)',  # a record's passages have none
     "rudrec": r'\{(?=.*"sentence_id"\s*:).*"file_name"\s*:',
     "jsonl": r'\[?\s*\{.*"(?:text|tokens)"\s*:',
 }
@@ -1029,12 +1030,13 @@ def safe_name(doc_id, taken):
 # ---------------------------------------------------------------------------- one split
 
 
+NUMBER = re.compile(r"#?\d{1,5}")  # of a document in its file; PMIDs have more digits
 NO_UTF8 = re.compile("[\ud800-\udfff]")  # in a file name, or half of a surrogate pair in an id
 
 
 def load(item, args):
     """Return (report, document or None) of an item of read_documents."""
-    read, path, _, source = item
+    read, path, kind, source = item
     report = read if isinstance(read, Report) else Report()
     try:
         document = None if read is report else read(args, report)
@@ -1046,7 +1048,7 @@ def load(item, args):
         return broken(f"{path}: half of a surrogate pair; write such characters whole"), None
     if document:
         own, source = (each and NO_UTF8.sub("\ufffd", each) for each in (document["doc_id"], source))
-        own = f"{source}/{own}" if source and not is_named(own) else own
+        own = f"{source}/{own}" if source and NUMBER.fullmatch(own) and kind != "brat" else own
         if own != document["doc_id"]:
             document["ids"] = None  # a renamed document's records are, too
         document |= {"doc_id": own, "where": f"{path}: document {own}", "source": source or document["source"]}
@@ -1231,9 +1233,6 @@ def assign(items, args):
     random.Random(args.seed).shuffle(first)
     edges = [round(len(first) * share) for share in itertools.accumulate(args.split)]
     side = {node: SIDES[bisect_right(edges[:2], i)] for i, node in enumerate(first)}
-    if bare := [name for name, share in zip(SIDES, args.split, strict=True) if share and name not in side.values()]:
-        raise DataError(f"--split: {len(first)} documents of different texts leave {', '.join(bare)} none; give it a "
-                        "larger share, or 0")  # fmt: skip
     return {node: side[nodes[0]] for node, nodes in group.items()}
 
 
@@ -1257,6 +1256,13 @@ def check_paths(splits, args):
             raise DataError(f"{base}: lies in an input folder, to be read as part of it; choose another --output_dir")
 
 
+def check_sides(outputs, args):
+    """Refuse a --split that leaves a side without a document: an older file would stay there, of other documents."""
+    bare = [name for name, share in zip(SIDES, args.split or (), strict=False) if share and name not in outputs]
+    if bare and outputs:
+        raise DataError(f"--split: so few documents leave {', '.join(bare)} none; give it a larger share, or 0")
+
+
 def write_split(split, inputs, args, report, started):
     """Convert one split, or with --split all inputs into three, into its files; return the counts of each."""
     outputs, digests, before = {}, {}, len(report.messages)
@@ -1272,6 +1278,7 @@ def write_split(split, inputs, args, report, started):
                 output = outputs[name] if name in outputs else outputs.setdefault(name, Output(name, stack, args))
                 output.report.counts.update(found.counts)
                 output.add(made)
+        check_sides(outputs, args)
         for output in outputs.values():
             output.add_layers()
             if output.base in output.files:  # before it gets its name: a folder without a sidecar is not ours
@@ -1366,6 +1373,11 @@ def of(name, counts):
     return [(key, n) for key, n in counts.items() if key[0] == name]
 
 
+def of_lines(counts):
+    """How many lines of an .ann file are no mentions, by their kind."""
+    return Counter({name: n for name, n in counts.items() if isinstance(name, str) and name.startswith("lines ")})
+
+
 def summary(report, args):
     """The last line: what was read, written and left out."""
     counts, states = report.counts, Counter()
@@ -1373,16 +1385,18 @@ def summary(report, args):
         states[state] += n
     whole = states.pop("exact", 0)
     rest = "".join(f", {n:,} {state}" for state, n in states.most_common())
-    lines = ", ".join(f"{name[-1]} {n:,}" for name, n in report.named().items() if name.startswith("lines "))
-    kept = "" if args.unit == "document" and not args.max_tokens else f"; lines left out: {lines}" if lines else ""
-    kept += f"; {counts['long']:,} units longer than --max_tokens" if counts["long"] else ""
+    whole_too = args.unit == "document" and not args.max_tokens and "jsonl" in args.to
+    lost = Counter(relations=counts["relations"]) if args.to else Counter()
+    lost |= Counter() if whole_too or "brat" in args.to or not args.to else of_lines(counts)
+    more = f"; not written: {', '.join(f'{n:,} {name}' for name, n in lost.items())}" if lost.total() else ""
+    more += f"; {counts['long']:,} units longer than --max_tokens" if counts["long"] else ""
     return (
         f"{counts['documents']:,} documents ({counts['left out']:,} left out), {counts['records']:,} records, "
         f"{counts['read']:,} mentions read: "
         f"{counts['entities']:,} in entities ({counts['dropped']:,} dropped, {counts['duplicates']:,} duplicates, "
         f"{counts['repaired']:,} repaired, {counts['other types']:,} of types left out); "
         f"{whole:,} exact in tags{rest} (--overlap {args.overlap} --discontinuous {args.discontinuous}); "
-        f"{counts['cuts']:,} tokens cut and {counts['joins']:,} sentences joined at mention edges{kept}"
+        f"{counts['cuts']:,} tokens cut and {counts['joins']:,} sentences joined at mention edges{more}"
     )
 
 

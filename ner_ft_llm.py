@@ -726,7 +726,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("prompt (default: as the model was trained, else json and en)").add_argument
     add("--format", choices=FORMATS, help="of the answers")
     add("--labels_file", metavar="JSON", help="type to description; its types are asked for")
-    add("--instruction_file", metavar="FILE", help="in place of the task")
+    add("--instruction_file", metavar="FILE", help="in place of the task and its format")
     add("--language", choices=tuple(INSTRUCTIONS), help="of the task")
     add("--one_type_per_prompt", action="store_true", default=None, help="a prompt for each type")
     add("--all_types", action="store_true", default=None, help="answers name types without a mention, too")

@@ -35,7 +35,8 @@ import random
 import re
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from urllib.parse import urlparse
@@ -82,12 +83,12 @@ def choose_shots(args, types):
         return []
     tests, whole = list(read_records(args.test_file, args.limit)), list(read_records(args.train_file))
     texts, documents = ({key(record) for record in tests} for key in (text_of, itemgetter("doc_id")))
+    if args.shot_selection != "first":
+        random.Random(args.seed).shuffle(whole)
     pool = [r for r in whole if text_of(r) not in texts and not (r["doc_id"] in documents and is_named(r["doc_id"]))]
     if len(pool) < len(whole):
         log(f"{args.train_file}: {len(whole) - len(pool):,} of {len(whole):,} records are texts of {args.test_file}, "
             "or of its documents: no examples")  # fmt: skip
-    if args.shot_selection != "first":
-        random.Random(args.seed).shuffle(pool)
     chosen = pool[: args.num_shots]
     if args.shot_selection == "per_type":  # types in turn, and one text without entities
         empty = [record for record in pool if not record["entities"]][: args.num_shots > 1]
@@ -141,7 +142,7 @@ def pending(records, labels, lines, args):
     todo = {}
     for record in records:
         for types, request in requests_of(record, labels, args):
-            line, tokens = lines.get(request), args.max_completion_tokens
+            line, tokens = best(record, lines.get(request), types, args), args.max_completion_tokens
             status = read_answer(record, line, types, args)["status"] if line and args.retry_failed else "ok"
             if status == "truncated":
                 tokens = 2 * (line["usage"].get("completion_tokens") or args.max_completion_tokens or 512)
@@ -154,12 +155,12 @@ def pending(records, labels, lines, args):
 
 
 class Answers:
-    """The log of raw answers: one JSON line each, appended and flushed at once; `lines` has the best by their hash."""
+    """The log of raw answers: one JSON line each, appended and flushed at once; `lines` has those of each hash."""
 
     def __init__(self, path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.path, self.file, at = path, open(path, "a+b"), 0  # noqa: SIM115 (until the process ends)
-        self.lines, self.used, self.lost = {}, Counter(), defaultdict(Counter)  # tokens: of all lines; of lost answers
+        self.lines, self.used = {}, Counter()  # used: tokens of all lines
         lock(self.file, path)
         self.file.seek(0)
         for raw in self.file:
@@ -174,13 +175,9 @@ class Answers:
             at += len(raw)
 
     def take(self, line):
-        """Keep a line for its hash, and count what it cost; nothing worse replaces an answer."""
-        request, before = line["request"], self.lines.get(line["request"], {})
+        """Keep a line for its hash, and count what it cost."""
         self.used.update(line.get("usage") or {})
-        better = not before or (not line.get("worse") and (line.get("answer") or not before.get("answer")))
-        self.lines[request], lost = (line, before) if better else (before, line)
-        if lost.get("usage"):
-            self.lost[request].update(lost["usage"])
+        self.lines.setdefault(line["request"], []).append(line)
 
     def add(self, line):
         self.file.write(to_json(line).encode("utf-8") + b"\n")
@@ -328,7 +325,7 @@ class Endpoint:
                 log(f"the server does not take response_format {self.modes.pop(0)}: {shown}; asking with "
                     f"{self.modes[0]}")  # fmt: skip
                 return line, -1
-            if any("answer" in each for each in self.answers.lines.values()):
+            if any("answer" in each for each in chain.from_iterable(self.answers.lines.values())):
                 return line, None  # it took others, in an earlier run
         raise DataError(f"{host_of(self.args)}: {status}: {shown}; no retry can mend that")
 
@@ -338,10 +335,11 @@ class Endpoint:
         words = body.get("message") or body.get("detail")
         words = words if isinstance(words, str) else error.response.reason_phrase
         words = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), " ".join(words.split()))
+        words = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # halves of one character
         words = re.sub(re.escape(self.client.api_key[:8]) + r"\S*", "***", words)[:300]
-        for message in messages[1:]:  # not the task: it may say what the server says
-            text = " ".join(message["content"].split())
-            if len(text) > 4 and any(text[i : i + 12] in words for i in range(max(1, len(text) - 11))):
+        for message in messages:
+            text, n = " ".join(message["content"].split()), 20 if message["role"] == "system" else 12
+            if len(text) > 4 and any(text[i : i + n] in words for i in range(max(1, len(text) - n + 1))):
                 return words, "(the server's words repeat the text and are not shown)"
         return words, words
 
@@ -386,10 +384,7 @@ async def ask(todo, labels, answers, args):
                     return
                 try:
                     messages = messages_of(record, types, labels, args)
-                    line = {"request": request} | await endpoint.ask(types, messages, tokens)
-                    pair = [each for each in (answers.lines.get(request), line) if each]
-                    ranks = [STATUSES.index(read_answer(record, each, types, args)["status"]) for each in pair]
-                    answers.add(line | ({"worse": True} if ranks[0] < ranks[-1] else {}))
+                    answers.add({"request": request} | await endpoint.ask(types, messages, tokens))
                 except (DataError, OSError) as error:
                     endpoint.stop = endpoint.stop or error
                 bar.update()
@@ -457,7 +452,7 @@ def batch_files(todo, labels, answers, args):
 # ---------------------------------------------------------------------------- what becomes of answers
 
 
-def given_answers(records, labels, args):
+def given_answers(records, args):
     """Lines like the log's from --answers_file: JSONL of id and answer, or replies behind ###### in record order."""
     lines = [line for _, line in read_lines(args.answers_file)]
     if lines and lines[0].lstrip().startswith("{"):
@@ -478,7 +473,7 @@ def given_answers(records, labels, args):
         raise DataError(f"{args.answers_file}: no answer to any record of {args.test_file}; compare their ids")
     if strange := given.keys() - {record["id"] for record in records}:
         log(f"warning: {args.answers_file}: {len(strange):,} answers are of no record that is asked about; not used")
-    return {name: {"answer": answer} for name, answer in given.items()}
+    return {name: [{"answer": answer}] for name, answer in given.items()}
 
 
 def read_answer(record, line, types, args):
@@ -487,6 +482,13 @@ def read_answer(record, line, types, args):
         return {"entities": [], "status": "failed" if "error" in line else "refused", "dropped": []}
     parsed = parse_answer(line["answer"], record, types, args.format, args.alignment, record["shots"])
     return parsed | {"status": "truncated"} if line.get("finish_reason") == "length" else parsed
+
+
+def best(record, lines, types, args):
+    """Of a request's lines the last with the best status: nothing worse replaces an answer. None without any."""
+    if not lines or len(lines) == 1:
+        return lines and lines[0]
+    return min(reversed(lines), key=lambda line: STATUSES.index(read_answer(record, line, types, args)["status"]))
 
 
 def agreed(found):
@@ -502,10 +504,10 @@ def agreed(found):
 def predict(record, labels, lines, args, used):
     """The prediction record of a record, from the log's lines, which go into `used`; None where one is missing."""
     requests = list(requests_of(record, labels, args))
-    asked = [(types, lines.get(request)) for types, request in requests]
+    asked = [(types, best(record, lines.get(request), types, args)) for types, request in requests]
     if not all(line for _, line in asked):
         return None
-    used.update((request, line) for (_, request), (_, line) in zip(requests, asked, strict=True))
+    used.update((request, lines[request]) for _, request in requests)
     parsed = [read_answer(record, line, types, args) for types, line in asked]
     samples = [parsed[i :: args.num_samples] for i in range(args.num_samples)]  # each of all the types
     samples = [(max((part["status"] for part in sample), key=STATUSES.index), sample) for sample in samples]
@@ -521,11 +523,11 @@ def predict(record, labels, lines, args, used):
     return answered(record, entities, status, dropped, [line for _, line in asked])
 
 
-def finish(records, labels, lines, asked, args, started, lost=None, earlier=frozenset()):
+def finish(records, labels, lines, asked, args, started, earlier):
     """Write the predictions in the records' order, their sidecar, and the last lines; return the exit status.
 
-    Their cost is that of each of their requests, once, with that of answers which better ones replaced (`lost`); their
-    time, that of this run and, about, that of the `earlier` requests.
+    Their cost is that of all answers to each of their requests; their time, that of this run and, about, that of those
+    answers which were there before (`earlier`: how many, by request).
     """
     counts, statuses, reasons, used, paid = Counter(), Counter(), Counter(), Counter(), {}
 
@@ -541,18 +543,17 @@ def finish(records, labels, lines, asked, args, started, lost=None, earlier=froz
     if missing := len(records) - write_jsonl(args.output_file, predictions()):
         counts["missing"] = missing
         log(f"warning: {missing:,} records have no answer and are left out")
-    for request, line in paid.items():
+    for line in chain.from_iterable(paid.values()):
         used.update(line.get("usage") or {})
-        used.update((lost or {}).get(request) or {})
-    before = sum(line.get("seconds", 0) for request, line in paid.items() if request in earlier)
-    started -= before / args.max_concurrency
+    before = (line.get("seconds", 0) for request, found in paid.items() for line in found[: earlier.get(request, 0)])
+    started -= sum(before) / args.max_concurrency
     cost = cost_of(used["prompt_tokens"], used["completion_tokens"], args) if args.price else None
     inputs = [path for path in (args.test_file, args.train_file, args.labels_file, args.answers_file) if path]
     write_sidecar(args.output_file, args, inputs, started, ("openai",), model=args.model, counts=counts,
                   statuses=statuses, dropped=reasons, tokens=used, cost=cost, requests=asked["requests"],
                   retries=asked["retries"])  # fmt: skip
     if none := statuses["failed"] == counts["records"]:
-        why = next(line["error"] for line in paid.values() if "error" in line)
+        why = next(line["error"] for line in chain.from_iterable(map(reversed, paid.values())) if "error" in line)
         log(f"error: {args.output_file}: no record got an answer ({why}); --retry_failed asks again")
     elif statuses["failed"]:
         log(f"warning: {statuses['failed']:,} records failed; --retry_failed asks again")
@@ -600,7 +601,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("prompt").add_argument
     add("--format", choices=FORMATS, default="json", help="of the answers (default: %(default)s)")
     add("--labels_file", metavar="JSON", help="type to description; its types are asked for (default: %(default)s)")
-    add("--instruction_file", metavar="FILE", help="in place of the task (default: %(default)s)")
+    add("--instruction_file", metavar="FILE", help="in place of the task and its format (default: %(default)s)")
     add("--language", choices=tuple(INSTRUCTIONS), default="en", help="of the task (default: %(default)s)")
     add("--one_type_per_prompt", action="store_true", help="a request for each type (default: %(default)s)")
     add("--all_types", action="store_true", help="answers name types without a mention, too (default: %(default)s)")
@@ -639,7 +640,7 @@ def check_args(args, parser):
     for name, low in least.items():
         if getattr(args, name) is not None and not low <= getattr(args, name) < float("inf"):
             parser.error(f"--{name}: {'more than 0' if low == 1e-6 else f'at least {low}'}")
-    several = args.num_samples > 1 or args.one_type_per_prompt or args.batch
+    several = args.num_samples > 1 or args.one_type_per_prompt or args.batch or args.dry_run
     inputs = (args.test_file, args.train_file, args.answers_file, args.labels_file, args.instruction_file)
     for wrong, what in (
         (re.match("[^/]*//[^/]*@", args.base_url or ""), "--base_url: no name or password in it; a key belongs in the "
@@ -651,7 +652,7 @@ def check_args(args, parser):
         (args.num_shots and not args.train_file, "--num_shots: give the --train_file that they come from"),
         (args.alignment == "position" and args.format != "iob", "--alignment position is for --format iob"),
         (args.answers_file and several, "--answers_file holds one answer for each record: not with --num_samples, "
-                                        "--one_type_per_prompt, --batch"),
+                                        "--one_type_per_prompt, --batch, --dry_run"),
         (args.max_cost is not None and not args.price, "--max_cost: give the --price of tokens, too"),
         (not isinstance(args.extra_body, dict | None), "--extra_body: a JSON object"),
         (os.path.realpath(args.output_file) in {os.path.realpath(path) for path in inputs if path},
@@ -671,7 +672,7 @@ def main(argv=None):
     records = [{"shots": shots} | without_gold(record, "shots", "passages")
                for record in read_records(args.test_file, args.limit)]  # fmt: skip
     if args.answers_file:
-        return finish(records, labels, given_answers(records, labels, args), Counter(), args, started)
+        return finish(records, labels, given_answers(records, args), Counter(), args, started, {})
     if args.dry_run:
         return show_prompt(pending(records, labels, {}, args), labels, args)
     check_host(host_of(args))
@@ -682,7 +683,7 @@ def main(argv=None):
     if not state.exists() and args.batch in ("status", "fetch"):
         raise DataError(f"{state}: no batch is under way; --batch submit starts one")
     todo, counts = pending(records, labels, answers.lines, args), Counter()
-    earlier = frozenset(answers.lines)
+    earlier = {request: len(lines) for request, lines in answers.lines.items()}
     if answers.lines:
         log(f"{answers.path}: holds {len(answers.lines):,} answers (of any parameters); {len(todo):,} requests "
             "are left to make")  # fmt: skip
@@ -697,7 +698,7 @@ def main(argv=None):
             raise DataError(f"{stop} ({len(answers.lines):,} answers are kept in {answers.path})") from None
     if counts is None:
         return 0
-    return finish(records, labels, answers.lines, counts, args, started, answers.lost, earlier)
+    return finish(records, labels, answers.lines, counts, args, started, earlier)
 
 
 if __name__ == "__main__":

@@ -303,13 +303,18 @@ REASONS = ("not_in_text", "leaked", "unknown_type", "surplus")  # why a mention 
 
 def check_answer(record):
     """Raise ValueError where what an LLM is shown, what it said, or what became of it, is not as it must be."""
-    for shot in record.get("shots", ()):
-        if isinstance(shot, dict):
-            shot.setdefault("id", "shot")
-        check_record(shot)
-    for passage in record.get("passages", ()):
-        if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
-            raise ValueError('"passages" must hold objects with a "text"')
+    shots, passages = record.get("shots", []), record.get("passages", [])
+    if not isinstance(shots, list) or not isinstance(passages, list):
+        raise ValueError('"shots" and "passages" must be lists, or absent')
+    try:
+        for shot in shots:
+            whole = {"id": "shot"} | shot
+            check_record(whole)
+            shot["entities"] = whole["entities"]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'"shots" must hold records: {error}') from None
+    if not all(isinstance(passage, dict) and isinstance(passage.get("text"), str) for passage in passages):
+        raise ValueError('"passages" must hold objects with a "text"')
     answer, dropped = record.get("answer") or "", record.get("dropped", [])
     if record.get("status", "ok") not in STATUSES:
         raise ValueError(f'"status" must be one of {", ".join(STATUSES)}')

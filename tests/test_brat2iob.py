@@ -1046,8 +1046,11 @@ def test_a_split_leaves_no_part_without_a_document(cli, tmp_path):
     write(tmp_path, {"s.jsonl": lines(*({"id": f"d{i}", "text": f"Case {i}."} for i in range(5)))})
     command = ["brat2iob.py", "--input", tmp_path / "s.jsonl", "--output_dir", tmp_path / "o", "--split"]
     done = cli(*command, 0.8, 0.1, 0.1)
-    assert done.returncode == 1 and "leave dev none" in errors(done)[0] and not outputs(tmp_path / "o")
+    assert done.returncode == 1 and "leave dev none" in errors(done)[-1] and not outputs(tmp_path / "o")
     assert cli(*command, 0.6, 0.2, 0.2).returncode == 0 and cli(*command, 1, 0, 0).returncode == 0
+    write(tmp_path / "c", {"a.txt": b"caf\xe9", "a.ann": ""})  # what is broken is named, as ever
+    done = cli("brat2iob.py", "--input", tmp_path / "c", "--output_dir", tmp_path / "o", "--split", 0.8, 0.1, 0.1)
+    assert done.returncode == 1 and "not UTF-8" in done.stderr and "--split" not in done.stderr
 
 
 def test_a_named_document_of_two_files_is_on_one_side_of_a_split(tmp_path):
@@ -1068,6 +1071,9 @@ def test_a_named_document_of_two_files_is_on_one_side_of_a_split(tmp_path):
     ("a.jsonl", '{"id":"\\ud800","tokens":["a"],"ner_tags":["O"]}', None),
     ("a.jsonl", '{"file_name":"r1.tsv","sentence_id":0,"text":"Fever \\ud800 now","entities":[{"entity_id":"1",'
      '"entity_type":"X","start":0,"end":4,"entity_text":"Fever"}]}', "half of a surrogate pair"),
+    ("a.csv", 'Token,Tag,File,Note\nFever,B-X,f,"see\nnote"\n"\n",O,f,\nis,O,f,,\n', None),
+    ("a.json", '{"id":"1","infons":{"text":"x"},"annotations":[],"passages":[{"infons":{},"offset":0,"text":"Fever"}]}',
+     None),
     ("a.json", '[{"documents":[{"id":"1","passages":[{"offset":0,"text":"Fever"}]}]}]', None),
     ("a.jsonl", '{"id":"a","text":"Fever here.","entities":[],"passages":[{"id":"k","text":"K.","score":1}]}', None),
 ])  # fmt: skip
@@ -1128,9 +1134,11 @@ def test_lines_keys_and_long_units_that_are_left_out_are_counted(cli, tmp_path):
     write(tmp_path / "c", {"a.txt": "Fever here and there and everywhere.", "a.ann": ann})
     command = ["brat2iob.py", "--to", "jsonl", "brat", "--input"]
     done = cli(*command, tmp_path / "c", "--output_dir", tmp_path / "o", "--max_tokens", 3)
-    assert "lines left out: R 1, # 1; 1 units longer than --max_tokens" in done.stderr
+    assert "mention edges; 1 units longer than --max_tokens" in done.stderr  # BRAT has the lines
+    done = cli(*command[:-3], "iob", "--input", tmp_path / "c", "--output_dir", tmp_path / "o", "--unit", "document")
+    assert "; not written: 1 lines R, 1 lines #" in done.stderr
     done = cli(*command, tmp_path / "c", "--output_dir", tmp_path / "p", "--unit", "document")
-    assert done.returncode == 0 and "lines left out" not in done.stderr
+    assert done.returncode == 0 and "not written" not in done.stderr
     done = cli(*command, tmp_path / "p" / "c.jsonl", "--output_dir", tmp_path / "q", "--unit", "document")
     assert done.returncode == 0 and (tmp_path / "q" / "c" / "a.ann").read_bytes() == ann.encode()
     write(tmp_path, {"s.jsonl": lines({"id": "a", "text": "Fever.", "answer": "{}", "status": "ok"})})

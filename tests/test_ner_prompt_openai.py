@@ -832,6 +832,29 @@ def test_servers_that_repeat_the_text_are_not_quoted(cli, served, tmp_path):
         assert KEY[:9] not in done.stderr and ("bad input key: ***" in done.stderr) == words.startswith("key")
 
 
+def test_words_of_a_server_are_no_trap(cli, served, tmp_path):
+    """Escapes of half a character, and a passage: what they repeat is not shown, and the run goes on."""
+    passage = {"text": "Patient Ivanov born in 1950."}
+    texts = [{"id": "a", "text": "Fever.", "passages": [passage]}, {"id": "b", "text": "Cough."}]
+    write_jsonl(tmp_path / "t.jsonl", texts)
+    (tmp_path / "labels.json").write_text('{"SIGN": ""}')
+    for words, shown in ((r"can not read \ud83d\ude00 and \ud83d", "\U0001f600 and \ufffd"), ("\ud83d", "\ufffd"),
+                         ("bad: Patient Ivanov born in 1950.", "repeat the text")):  # fmt: skip
+        error = 422, {"error": {"message": words}}
+        server = served(
+            {}, refuse=lambda body, error=error: error if body["messages"][-1]["content"] == "Fever." else None
+        )
+        server.answers = {"Cough.": "{}"}
+        write_jsonl(tmp_path / "first.jsonl", [{"id": "b", "text": "Cough."}])
+        files = ("--labels_file", tmp_path / "labels.json")
+        assert prompt(cli, tmp_path / "first.jsonl", tmp_path / "p.jsonl", server, *files).returncode == 0
+        done = prompt(cli, tmp_path / "t.jsonl", tmp_path / "p.jsonl", server, *files)
+        assert done.returncode == 0 and "1 failed" in done.stderr and "1 ok" in done.stderr, done.stderr
+        log = (tmp_path / "p.jsonl.answers.jsonl").read_text(encoding="utf-8")
+        assert shown in log and "Ivanov" not in log
+        (tmp_path / "p.jsonl.answers.jsonl").unlink()
+
+
 def test_nothing_worse_replaces_an_answer_and_money_under_way_counts(tmp_path):
     flags = ["--model", "m", "--test_file", "t", "--output_file", "o", "--price", "1", "1", "--max_cost", "1"]
     answers = script.Answers(tmp_path / "log.jsonl")
@@ -842,8 +865,10 @@ def test_nothing_worse_replaces_an_answer_and_money_under_way_counts(tmp_path):
         file.write('[1]\nnull\n{"request": "b", "answer": "{}"}')
     again = script.Answers(tmp_path / "log.jsonl")
     assert again.lines["b"] and (tmp_path / "log.jsonl").read_text().endswith('"answer": "{}"}\n')
-    assert answers.lines["a"]["answer"] == again.lines["a"]["answer"] == "{}"
-    endpoint = script.Endpoint(script.parse_args(flags), again)
+    args, record = script.parse_args(flags), {"id": "r", "text": "Fever.", "entities": [], "shots": []}
+    found = [script.best(record, each.lines["a"], {"SIGN": ""}, args) for each in (answers, again)]
+    assert found[0]["answer"] == found[1]["answer"] == "{}"
+    endpoint = script.Endpoint(args, again)
     endpoint.reserve([], 500_000)
     with pytest.raises(script.DataError):  # 0.1 paid, 0.5 under way
         endpoint.reserve([], 500_000)
