@@ -1015,9 +1015,8 @@ def short(name):
 def safe_name(doc_id, taken):
     """A file name for a document that can't leave its folder, nor meet another; sub-folders are kept."""
     parts = [short(re.sub(r"[^\w.,()+=@~ -]|^\.+|[. ]+$", "_", part)) for part in doc_id.split("/") if part]
-    parts[:-1] = [
-        re.sub(r"\.(txt|ann|part)$", r"_\1", part, flags=re.I) for part in parts[:-1]
-    ]  # no folder like a file
+    above = r"(?i)\.(txt|ann|part)$"  # no folder is called as a file
+    parts[:-1] = [re.sub(above, r"_\1", part) for part in parts[:-1]]
     base = "/".join(parts) if 0 < len(parts) < 6 else short("_".join(parts)) or "_"
     name, number = base, 1
     while name.casefold() in taken:
@@ -1030,7 +1029,7 @@ def safe_name(doc_id, taken):
 # ---------------------------------------------------------------------------- one split
 
 
-NUMBER = re.compile(r"#?\d{1,5}")  # of a document in its file; PMIDs have more digits
+NUMBER = re.compile(r"#\d+|\d{1,5}")  # of a document in its file; PMIDs have more digits
 NO_UTF8 = re.compile("[\ud800-\udfff]")  # in a file name, or half of a surrogate pair in an id
 
 
@@ -1048,7 +1047,8 @@ def load(item, args):
         return broken(f"{path}: half of a surrogate pair; write such characters whole"), None
     if document:
         own, source = (each and NO_UTF8.sub("\ufffd", each) for each in (document["doc_id"], source))
-        own = f"{source}/{own}" if source and NUMBER.fullmatch(own) and kind != "brat" else own
+        numbered = NUMBER.fullmatch(own) and (own[0] == "#" or kind in ("conll", "csv"))
+        own = f"{source}/{own}" if source and numbered else own
         if own != document["doc_id"]:
             document["ids"] = None  # a renamed document's records are, too
         document |= {"doc_id": own, "where": f"{path}: document {own}", "source": source or document["source"]}
@@ -1194,12 +1194,8 @@ class Output:
 @contextmanager
 def writing_folder(path):
     """A folder to fill, by way of `path`.part; what stands at `path` is replaced only if it is ours and untouched."""
-    empty = os.path.isdir(path) and not os.listdir(path)
-    if (
-        os.path.exists(path)
-        and not empty
-        and folder_digest(path) != read_sidecar(os.path.join(path, "run.json")).get("digest")
-    ):
+    holds = os.path.exists(path) and (os.path.isfile(path) or os.listdir(path))
+    if holds and folder_digest(path) != read_sidecar(os.path.join(path, "run.json")).get("digest"):
         raise DataError(f"{path}: holds other files, or annotations that were edited; choose another --output_dir")
     shutil.rmtree(f"{path}.part", ignore_errors=True)
     os.makedirs(f"{path}.part")
@@ -1373,11 +1369,6 @@ def of(name, counts):
     return [(key, n) for key, n in counts.items() if key[0] == name]
 
 
-def of_lines(counts):
-    """How many lines of an .ann file are no mentions, by their kind."""
-    return Counter({name: n for name, n in counts.items() if isinstance(name, str) and name.startswith("lines ")})
-
-
 def summary(report, args):
     """The last line: what was read, written and left out."""
     counts, states = report.counts, Counter()
@@ -1385,10 +1376,10 @@ def summary(report, args):
         states[state] += n
     whole = states.pop("exact", 0)
     rest = "".join(f", {n:,} {state}" for state, n in states.most_common())
-    whole_too = args.unit == "document" and not args.max_tokens and "jsonl" in args.to
-    lost = Counter(relations=counts["relations"]) if args.to else Counter()
-    lost |= Counter() if whole_too or "brat" in args.to or not args.to else of_lines(counts)
-    more = f"; not written: {', '.join(f'{n:,} {name}' for name, n in lost.items())}" if lost.total() else ""
+    kept = "brat" in args.to or ("jsonl" in args.to and args.unit == "document" and not args.max_tokens)
+    lost = ("relations",) if kept else ("relations", *(f"lines {kind}" for kind in "REAMN*#?"))
+    lost = ", ".join(f"{counts[name]:,} {name}" for name in lost if counts[name] and args.to)
+    more = f"; not written: {lost}" if lost else ""
     more += f"; {counts['long']:,} units longer than --max_tokens" if counts["long"] else ""
     return (
         f"{counts['documents']:,} documents ({counts['left out']:,} left out), {counts['records']:,} records, "

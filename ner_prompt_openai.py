@@ -104,9 +104,7 @@ def choose_shots(args, types):
     if not chosen:
         raise DataError(f"{args.train_file}: no record that could be an example; take them from another file")
     if len(chosen) < args.num_shots:
-        log(
-            f"warning: {args.train_file}: {len(chosen)} examples, not {args.num_shots}: there are no more for the types"
-        )
+        log(f"warning: {args.train_file}: {len(chosen)} examples, not {args.num_shots}: there are no more to choose")
     return chosen
 
 
