@@ -57,6 +57,7 @@ from utils import (
     iob_lines,
     iob_record,
     is_iob,
+    is_named,
     log,
     read_iob,
     read_jsonl,
@@ -1029,7 +1030,6 @@ def safe_name(doc_id, taken):
 # ---------------------------------------------------------------------------- one split
 
 
-NUMBER = re.compile(r"#\d+|\d{1,5}")  # of a document in its file; PMIDs have more digits
 NO_UTF8 = re.compile("[\ud800-\udfff]")  # in a file name, or half of a surrogate pair in an id
 
 
@@ -1047,8 +1047,8 @@ def load(item, args):
         return broken(f"{path}: half of a surrogate pair; write such characters whole"), None
     if document:
         own, source = (each and NO_UTF8.sub("\ufffd", each) for each in (document["doc_id"], source))
-        numbered = NUMBER.fullmatch(own) and (own[0] == "#" or kind in ("conll", "csv"))
-        own = f"{source}/{own}" if source and numbered else own
+        short_number = kind in ("conll", "csv") and re.fullmatch(r"\d{1,5}", own)  # PMIDs have more digits
+        own = f"{source}/{own}" if source and (short_number or not is_named(own)) else own
         if own != document["doc_id"]:
             document["ids"] = None  # a renamed document's records are, too
         document |= {"doc_id": own, "where": f"{path}: document {own}", "source": source or document["source"]}

@@ -140,11 +140,13 @@ def pending(records, labels, lines, args):
     todo = {}
     for record in records:
         for types, request in requests_of(record, labels, args):
-            line, tokens = best(record, lines.get(request), types, args), args.max_completion_tokens
-            status = read_answer(record, line, types, args)["status"] if line and args.retry_failed else "ok"
-            if status == "truncated":
-                tokens = 2 * (line["usage"].get("completion_tokens") or args.max_completion_tokens or 512)
-            if not line or status not in ("ok", "salvaged"):
+            found, tokens, status = lines.get(request), args.max_completion_tokens, "ok"
+            if found and args.retry_failed:
+                line = best(record, found, types, args)
+                status = read_answer(record, line, types, args)["status"]
+                if status == "truncated":
+                    tokens = 2 * (line["usage"].get("completion_tokens") or args.max_completion_tokens or 512)
+            if not found or status not in ("ok", "salvaged"):
                 todo.setdefault(request, (record, types, request, tokens))
     return list(todo.values())
 

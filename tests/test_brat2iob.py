@@ -438,6 +438,18 @@ def test_joined_iob_files_give_their_numbered_documents_their_source(tmp_path):
     assert json.loads((tmp_path / "r").read_text())["messages"] == []
 
 
+@pytest.mark.parametrize("name, content", [
+    ("t.jsonl", '{"tokens": ["%s"], "ner_tags": ["B-X"]}\n'), ("t.csv", "Token,Tag,File\n%s,B-X,1\n"),
+])  # fmt: skip
+def test_numbers_are_documents_of_their_own_file(tmp_path, name, content):
+    write(tmp_path, {f"{side}/{name}": content % side for side in "xy"})
+    args = ["--input", *(str(tmp_path / side / name) for side in "xy"), "--output_dir", str(tmp_path / "o")]
+    assert brat2iob.main([*args, "--report", str(tmp_path / "r")]) == 0
+    records = list(read_records(tmp_path / "o" / "t.jsonl"))
+    assert [record["doc_id"].split("/")[-3] for record in records] == ["x", "y"]
+    assert json.loads((tmp_path / "r").read_text())["messages"] == []  # none renamed
+
+
 def test_plain_text_becomes_records_without_entities(tmp_path):
     write(tmp_path / "t", {"a.txt": "One came.\r\nTwo went.", "b.txt": "Three."})
     code, found, _ = convert(tmp_path / "t", tmp_path / "o", "--input_format", "text")
@@ -1103,13 +1115,14 @@ def test_names_that_no_file_can_have(cli, tmp_path):
 
 def test_what_of_a_folder_is_not_read_is_said(cli, tmp_path):
     good = {"train.jsonl": lines({"id": "a", "text": "Fever."})}
-    write(
-        tmp_path / "f", good | {"dev.jsonl": "", "test.jsonl": '{"id": "x", "txt": "y"}', "dryrun.json": "{}", "x": ""}
-    )
+    also = {"dryrun.json": '{"documents":[{"id":"1","passages":[{"offset":0,"text":"Cough"}]}]}', "x": "",
+            "o.answers.jsonl": "{}", "train.jsonl.run.json": "{}"}  # fmt: skip
+    write(tmp_path / "f", good | also | {"dev.jsonl": "", "test.jsonl": '{"id": "x", "txt": "y"}'})
     for flags in ((), ("--input_format", "jsonl")):
         done = cli("brat2iob.py", "--input", tmp_path / "f", "--output_dir", tmp_path / "o", *flags)
         warned = [line for line in done.stderr.splitlines() if "no format this script knows" in line]
         assert done.returncode == 0 and len(warned) == 2 and "dev.jsonl" in warned[0] and "test.jsonl" in warned[1]
+        assert (tmp_path / "o" / "dryrun.jsonl").exists() or flags  # no sidecar, though it ends as one does
 
 
 def test_tagged_records_of_a_document_are_one_document_of_brat(tmp_path):
