@@ -548,6 +548,7 @@ def test_examples_change_with_what_is_asked_by_what_they_may_not_be_alone(cli, t
     args = script.parse_args([*files, "--model", "m", "--num_shots", "8", "--shot_selection", "random"])
     write_jsonl(args.test_file, [{"id": "x", "text": "Another."}])
     before = [shot["text"] for shot in script.choose_shots(args, {})]
+    assert before != [record["text"] for record in train[:8]]
     write_jsonl(args.test_file, [{"id": "x", "text": before[2]}])
     after = [shot["text"] for shot in script.choose_shots(args, {})]
     assert after[:7] == before[:2] + before[3:] and after[7] not in before
@@ -580,6 +581,12 @@ def test_examples_that_are_none_are_one_line(cli, tmp_path):
                         '"offsets": [[0, 5], [5, 6]]}')  # fmt: skip
         done = cli("ner_prompt_openai.py", "--test_file", path, "--output_file", tmp_path / "o", "--dry_run")
         assert done.returncode == 1 and done.stderr.startswith(f"error: {path}:1: "), (more, done.stderr)
+    path.write_text('{"id": "a", "text": "Fever.", "shots": [{"text": "Cough.", "tokens": ["Cough", "."], "offsets": '
+                    '[[0, 5], [5, 6]], "tags": ["B-X", "O"]}]}')  # fmt: skip
+    (tmp_path / "labels.json").write_text('{"X": ""}')
+    labels = ("--labels_file", tmp_path / "labels.json")
+    done = cli("ner_prompt_openai.py", "--test_file", path, "--output_file", tmp_path / "o", "--dry_run", *labels)
+    assert done.returncode == 0 and '{"X": ["Cough"]}' in done.stdout, done.stderr
 
 
 def test_texts_stay_here_unless_they_may_leave(cli, served, tmp_path):
