@@ -472,6 +472,7 @@ def test_attention_is_written_out_while_a_cpu_trains_on_short_windows(tiny_model
     import transformers
 
     seen = []
+    monkeypatch.setattr(script, "EAGER", 64)
     monkeypatch.setattr(script, "device_and_half", lambda: ("cpu", None))
     monkeypatch.setattr(transformers.Trainer, "train",
                         lambda self, **_: seen.append(self.model.config._attn_implementation))  # fmt: skip
@@ -479,7 +480,7 @@ def test_attention_is_written_out_while_a_cpu_trains_on_short_windows(tiny_model
     record = {"id": "1", "doc_id": "1", "start": 0, "text": text,
               "entities": [{"start": 0, "end": 5, "type": "A", "text": "fever"}]}  # fmt: skip
     args = script.parse_args(["--model", str(tiny_models["llama"]), "--train_file", "-", "--output_dir", "-",
-                              "--max_length", "512", *more])  # fmt: skip
+                              "--max_length", "128", "--stride", "8", *more])  # fmt: skip
     trainer, _ = script.train(args, [record], [], "stamp")
     assert seen == [kind] and trainer.model.config._attn_implementation == "sdpa"
 
