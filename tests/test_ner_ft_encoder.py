@@ -6,6 +6,7 @@
 import itertools
 import json
 import os
+import platform
 import random
 import re
 import shutil
@@ -452,6 +453,7 @@ def test_attention_is_written_out_while_a_cpu_trains_on_short_windows(tiny_model
     seen = []
     monkeypatch.setattr(script, "EAGER", 64)
     monkeypatch.setattr(script, "device_and_half", lambda: ("cpu", None))
+    monkeypatch.setattr(script, "keep_memory", lambda: seen.append("memory kept"))
     monkeypatch.setattr(transformers.Trainer, "train",
                         lambda self, **_: seen.append(self.model.config._attn_implementation))  # fmt: skip
     text = "fever " * words
@@ -460,7 +462,27 @@ def test_attention_is_written_out_while_a_cpu_trains_on_short_windows(tiny_model
     args = script.parse_args(["--model", str(tiny_models["llama"]), "--train_file", "-", "--output_dir", "-",
                               "--max_length", "128", "--stride", "8", *more])  # fmt: skip
     trainer, _ = script.train(args, [record], [], "stamp")
-    assert seen == [kind] and trainer.model.config._attn_implementation == "sdpa"
+    assert seen == ["memory kept", kind] and trainer.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_the_memory_of_a_large_array_is_used_again():
+    """Counted in pages, which the system has to clear for each new array of 50 MB, or for the first one alone."""
+    code = """
+import resource, numpy, ner_ft_encoder
+def pages(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        numpy.ones(50_000_000, numpy.int8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = pages(9)
+ner_ft_encoder.keep_memory()
+pages(1)
+print(given_back, pages(9))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert kept < given_back / 4
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
