@@ -526,14 +526,15 @@ def test_continual_training_with_8000_tokens_of_context_is_one_command(words, ra
     """Setting 004: what is longer than that is split, and nothing of it is lost."""
     model = save_model(tmp_path / "long", byte_level(words, None), layers=1, positions=8192)
     (tmp_path / "spanish.txt").write_text(" ".join(words))
+    write_jsonl(tmp_path / "short.jsonl", read_records(rare_en / "train.jsonl", 100))
     settings_ = ("--max_length 8000 --learning_rate 2e-5 --num_train_epochs 2 --batch_size 1 --seed 3407 "
                  "--training_args gradient_accumulation_steps=6 weight_decay=0.1 adam_beta2=0.95")  # fmt: skip
     done = cli(SCRIPT, "--task", "pretrain", "--model", model, "--train_file", tmp_path / "spanish.txt",
-               rare_en / "train.jsonl", "--validation_file", rare_en / "dev.jsonl", "--output_dir", tmp_path / "o",
+               tmp_path / "short.jsonl", "--validation_file", rare_en / "dev.jsonl", "--output_dir", tmp_path / "o",
                *settings_.split())  # fmt: skip
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
     counts = json.loads((tmp_path / "o" / "run.json").read_text())["counts"]
-    texts = [" ".join(words).rstrip("\n"), *(r["text"] for r in read_records(rare_en / "train.jsonl"))]
+    texts = [" ".join(words).rstrip("\n"), *(r["text"] for r in read_records(tmp_path / "short.jsonl"))]
     tokenizer = byte_level(words, None)
     tokens = [len(tokenizer(text)["input_ids"]) + 1 for text in texts]
     assert tokens[0] > 8000 and counts["tokens"] == sum(tokens)
