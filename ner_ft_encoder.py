@@ -23,8 +23,8 @@ Writes  OUTPUT_DIR/: the model or adapter, run.json with its `history`. An encod
         all, loads with transformers.pipeline("token-classification") if it is whole, flat and without --doc_context;
         others only here. OUTPUT_DIR/STEM.pred.jsonl per test file (or --output_file): records, `entities` predicted,
         with `score`. Killed at any time, the same command goes on from the last epoch; done, it trains no second time
-Needs   no GPU: MiniLM on 2 cores takes a minute per 5,000 sentences and epoch with bf16 units, 1.8 GB of memory;
-        peft for --lora_r, bitsandbytes for --load_in_4bit
+Needs   no GPU: MiniLM on 2 cores takes a minute or two per 5,000 sentences and epoch with bf16 units, and 3 to 5 GB of
+        memory; peft for --lora_r, bitsandbytes for --load_in_4bit
 Source  Devlin et al. 2019, section 5.3 (first sub-token labels); LS-LLaMA (Li et al. 2023: decoders without mask);
         mirrors the token classifiers of qiuhaolu/tner, bionlproc (ICHI 2025), longluu/LLM-NER-clinical-text and the
         PharmaCoNER study (Llama)
