@@ -23,8 +23,8 @@ Writes  OUTPUT_DIR/: the model or adapter, run.json with its `history`. An encod
         all, loads with transformers.pipeline("token-classification") if it is whole, flat and without --doc_context;
         others only here. OUTPUT_DIR/STEM.pred.jsonl per test file (or --output_file): records, `entities` predicted,
         with `score`. Killed at any time, the same command goes on from the last epoch; done, it trains no second time
-Needs   no GPU: MiniLM on 2 cores takes a minute or two per 5,000 sentences and epoch with bf16 units, and 3 to 5 GB of
-        memory; peft for --lora_r, bitsandbytes for --load_in_4bit
+Needs   no GPU: MiniLM on 2 cores takes a minute or two per 5,000 sentences and epoch with bf16 units, and 3 GB of
+        memory (5 where windows have 256 sub-tokens); peft for --lora_r, bitsandbytes for --load_in_4bit
 Source  Devlin et al. 2019, section 5.3 (first sub-token labels); LS-LLaMA (Li et al. 2023: decoders without mask);
         mirrors the token classifiers of qiuhaolu/tner, bionlproc (ICHI 2025), longluu/LLM-NER-clinical-text and the
         PharmaCoNER study (Llama)
@@ -577,7 +577,8 @@ def train(args, records, dev, stamp):
         f"{len(types or learned)} types, "
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
     last = last_checkpoint(settings.output_dir, stamp) if settings.process_index == 0 else None
-    keep_memory()
+    if settings.device.type == "cpu":
+        keep_memory()
     attention = model.config._attn_implementation
     eager = settings.device.type == "cpu" and max(len(example["input_ids"]) for example in examples) <= EAGER
     if eager:
@@ -600,13 +601,14 @@ def train(args, records, dev, stamp):
 def keep_memory():
     """Have the process keep large arrays it is done with for the next ones, as it keeps small ones.
 
-    glibc gives what has more than 32 MB back to the system, so the gradient of the word embeddings (47 MB for MiniLM,
-    768 for XLM-R base) would be paged in anew at every step: 4 % of MiniLM's training. Elsewhere nothing happens.
+    glibc gives what has more than 32 MB, and a large free end of its heap, back to the system. The gradient of the word
+    embeddings (47 MB for MiniLM, 768 for XLM-R base) would be mapped and cleared anew at every step: 4 % of MiniLM's
+    time. So the process stays as large as it was at most, until it ends. With other C libraries nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
-        glibc.mallopt(-4, 0)  # M_MMAP_MAX: no array has pages of its own
-        glibc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, in bytes
+        glibc.mallopt(-4, 0)  # M_MMAP_MAX: no array is mapped by itself (M_MMAP_THRESHOLD may end at 32 MB)
+        glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is never given back
 
 
 def adapted(model, args):
