@@ -37,7 +37,6 @@ Differs labels of sub-tokens: by character offsets, one a word (tner: all, by id
 """
 
 import argparse
-import contextlib
 import ctypes
 import hashlib
 import logging
@@ -49,6 +48,7 @@ import time
 import warnings
 from bisect import bisect_right
 from collections import Counter, deque
+from contextlib import suppress
 from functools import cache, partial
 from itertools import chain, groupby, pairwise, repeat
 from pathlib import Path
@@ -577,18 +577,17 @@ def train(args, records, dev, stamp):
         f"{len(types or learned)} types, "
         f"{'bf16' if settings.bf16 else 'fp16' if settings.fp16 else 'fp32'} on {settings.device.type}")  # fmt: skip
     last = last_checkpoint(settings.output_dir, stamp) if settings.process_index == 0 else None
+    attention = model.config._attn_implementation
     if settings.device.type == "cpu":
         keep_memory()
-    attention = model.config._attn_implementation
-    eager = settings.device.type == "cpu" and max(len(example["input_ids"]) for example in examples) <= EAGER
-    if eager:
-        model.set_attn_implementation("eager")
+        if max(len(example["input_ids"]) for example in examples) <= EAGER:
+            model.set_attn_implementation("eager")
     try:
         trainer.train(resume_from_checkpoint=broadcast_object_list([last])[0])
     except torch.cuda.OutOfMemoryError:
         raise DataError(f"the GPU's memory does not hold a step of --batch_size {args.batch_size}; a smaller one with "
                         "--training_args gradient_accumulation_steps=N, or --lora_r") from None  # fmt: skip
-    if eager:
+    if model.config._attn_implementation != attention:
         model.set_attn_implementation(attention)
     trainer.accelerator.wait_for_everyone()  # until each has loaded the best checkpoint
     if settings.load_best_model_at_end:
@@ -605,7 +604,7 @@ def keep_memory():
     embeddings (47 MB for MiniLM, 768 for XLM-R base) would be mapped and cleared anew at every step: 4 % of MiniLM's
     time. So the process stays as large as it was at most, until it ends. With other C libraries nothing happens.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
         glibc.mallopt(-4, 0)  # M_MMAP_MAX: no array is mapped by itself (M_MMAP_THRESHOLD may end at 32 MB)
         glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is never given back
